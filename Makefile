@@ -1,0 +1,35 @@
+# Every target first makes .venv (see scripts/setup.sh for PYTHON, TORCH_INDEX_URL and NO_APT).
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint oracles bench
+
+bin := .venv/bin
+setup := VENV=.venv scripts/setup.sh
+# How MuJoCo draws without a screen: found out by scripts/setup.sh, unless the caller has set it.
+gl = MUJOCO_GL=$${MUJOCO_GL:-$$(cat .venv/mujoco_gl)}
+test_extras := dev,metaworld,video
+
+help: ## say what the targets do
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
+
+demo: ## imitate ten expert episodes of a Meta-World task, then improve the policy by Flow-SDE RL
+	@$(setup) metaworld,video
+	@$(gl) $(bin)/embodied-rl demo
+
+test: lint ## lint, then every test that needs neither minutes nor a GPU
+	@$(gl) OMP_NUM_THREADS=1 $(bin)/python -m pytest -m "not slow and not gpu" -n 2 --dist worksteal
+
+lint: ## ruff, pyright and the import borders
+	@$(setup) $(test_extras)
+	@$(bin)/ruff check .
+	@$(bin)/ruff format --check .
+	@$(bin)/pyright
+	@$(bin)/lint-imports
+
+oracles: ## compare with the functions of rlinf and verl, in an environment of their own
+	@bash tests/oracles/run.sh
+
+bench: ## speed against Stable-Baselines3 and a single-file PPO
+	@$(setup) $(test_extras),sb3
+	@OMP_NUM_THREADS=1 $(bin)/embodied-rl bench

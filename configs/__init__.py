@@ -1,0 +1,17 @@
+"""Recipes: named functions that return a ``TrainConfig``, one file per simulator."""
+
+if not __name__.startswith("embodied_rl."):
+    raise ImportError("import this package as embodied_rl.configs, not as a top-level package")
+
+from collections.abc import Callable
+
+from embodied_rl.config import TrainConfig
+
+Recipe = Callable[[], TrainConfig]
+
+
+def builtin_recipes() -> dict[str, Recipe]:
+    """Every recipe that ships with the package, by name."""
+    from embodied_rl.configs import envpool, metaworld
+
+    return {**metaworld.recipes(), **envpool.recipes()}

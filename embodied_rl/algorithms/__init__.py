@@ -1,0 +1,1 @@
+"""Algorithms: a config and an update, one file each."""

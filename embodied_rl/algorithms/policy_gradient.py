@@ -1,0 +1,378 @@
+"""What PPO and GRPO share: minibatches, anchors to a reference, honest ratio statistics.
+
+An update is an iterator of gradient steps, so that the trainer can either exhaust it (on-policy)
+or take one step whenever the simulators are busy (asynchronous mode).
+
+Axes: ``M`` kept rows of a rollout, ``B`` rows of a minibatch, ``U`` ratio units.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from embodied_rl.algorithms.successes import extend, successful_decisions
+from embodied_rl.losses.entropy import entropy_bonus
+from embodied_rl.losses.kl import kl_in_reward, kl_penalty
+from embodied_rl.losses.policy import clipped_surrogate
+from embodied_rl.losses.reduce import (
+    Reduce,
+    count_trajectory_units,
+    masked_mean,
+    num_groups,
+)
+from embodied_rl.types import Advantages, Batch, LogProbOutput, Policy, Rollout, TensorDict
+
+Stats = dict[str, Tensor]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PolicyGradientConfig:
+    """Options of every clipped policy-gradient update.
+
+    Attributes:
+        learning_rate: Adam learning rate of everything but the critic.
+        num_epochs: passes over the rollout.
+        num_minibatches: gradient steps per pass; a fresh permutation is drawn for each pass.
+        micro_batch_size: rows per forward pass inside a gradient step (0: all), for memory; the
+            result does not depend on it.
+        clip_ratio_low, clip_ratio_high: the ratio is clipped to [1 - low, 1 + high], in the units
+            and scale that the policy's ``log_probs`` have.
+        dual_clip: lower bound ``dual_clip * A`` for negative advantages (Ye et al. 2020), 0: off.
+        loss_mean: what weighs equally in the policy loss: each ratio unit (``token``), each
+            decision (``chunk``) or each episode (``trajectory``).
+        entropy_coef: weight of the entropy bonus.
+        kl_coef: weight of the KL penalty to the reference policy (the start weights), 0: off.
+        kl_estimator: k1, k2 or k3 (Schulman 2020).
+        kl_in: add the penalty to the ``loss`` or subtract it from the ``reward``.
+        bc_coef: weight of the imitation loss on the demonstrations (anchor), 0: off.
+        success_memory: decisions of the policy's own solved episodes that are imitated with the
+            demonstrations (self-imitation, weight ``bc_coef``), 0: none.
+        w2_coef: weight of the squared distance between the ode actions of the new and the reference
+            policy from the same noise (ReinFlow), 0: off; flow policies only.
+        target_kl: stop the epochs once the mean squared joint log-ratio / 2 exceeds it, 0: off.
+        max_grad_norm: global gradient clipping.
+        lr_schedule: ``constant`` or ``linear`` decay to zero over the run.
+    """
+
+    learning_rate: float = 3e-4
+    num_epochs: int = 4
+    num_minibatches: int = 4
+    micro_batch_size: int = 0
+    clip_ratio_low: float = 0.2
+    clip_ratio_high: float = 0.2
+    dual_clip: float = 0.0
+    loss_mean: Literal["token", "chunk", "trajectory"] = "token"
+    entropy_coef: float = 0.0
+    kl_coef: float = 0.0
+    kl_estimator: Literal["k1", "k2", "k3"] = "k3"
+    kl_in: Literal["loss", "reward"] = "loss"
+    bc_coef: float = 0.0
+    success_memory: int = 0
+    w2_coef: float = 0.0
+    target_kl: float = 0.0
+    max_grad_norm: float = 0.5
+    lr_schedule: Literal["constant", "linear"] = "constant"
+
+
+class PolicyGradient:
+    """Shared machinery; a subclass adds its terms in ``extra_loss`` and its parameter groups.
+
+    Args:
+        policy: has ``log_prob``.
+        config: options.
+        demonstrations: (obs, actions [F, H, D], mask [F, H]) for ``bc_coef``.
+        total_env_steps: length of the run, for the learning-rate schedule.
+    """
+
+    def __init__(
+        self,
+        policy: Policy,
+        config: PolicyGradientConfig,
+        *,
+        demonstrations: tuple[TensorDict, Tensor, Tensor] | None = None,
+        total_env_steps: int = 0,
+    ) -> None:
+        self.policy: Any = policy
+        self.config = config
+        self.targets = demonstrations
+        self.num_demonstrations = 0 if demonstrations is None else len(demonstrations[1])
+        self.total_env_steps = total_env_steps
+        self.num_updates = 0
+        if config.bc_coef and demonstrations is None:
+            raise ValueError(
+                "algorithm.bc_coef needs demonstrations: set imitation, or bc_coef to 0"
+            )
+        if config.success_memory and not config.bc_coef:
+            raise ValueError("success_memory is unused with bc_coef=0: set bc_coef to 1")
+        if config.kl_coef and config.kl_in == "loss" and config.kl_estimator == "k1":
+            raise ValueError(
+                "kl_estimator=k1 has no gradient as a loss: set it to k3, or kl_in to reward"
+            )
+        self.reference: Any = None
+        if config.kl_coef or config.w2_coef:
+            self.reference = copy.deepcopy(self.policy).requires_grad_(False)
+        self.optimizer = torch.optim.Adam(self.parameter_groups(), eps=1e-5, fused=True)
+        self.base_rates = [group["lr"] for group in self.optimizer.param_groups]
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """Optimiser groups; by default every parameter at ``learning_rate``."""
+        return [{"params": list(self.policy.parameters()), "lr": self.config.learning_rate}]
+
+    def extra_loss(self, batch: Batch, output: LogProbOutput, stats: Stats) -> Tensor | float:
+        """Further terms of a subclass, as a mean over the rows of ``batch``."""
+        return 0.0
+
+    def shape_rewards(self, rollout: Rollout) -> Rollout:
+        """Subtract the KL penalty to the reference from the rewards if ``kl_in="reward"``."""
+        if not self.config.kl_coef or self.config.kl_in != "reward":
+            return rollout
+        reference = self._reference_log_probs(rollout)
+        rewards = kl_in_reward(
+            rollout.rewards,
+            rollout.log_probs,
+            reference,
+            kl_coef=self.config.kl_coef,
+            estimator=self.config.kl_estimator,
+            unit_mask=rollout.unit_mask & rollout.valid.unsqueeze(-1),
+        )
+        return dataclasses.replace(rollout, rewards=rewards)
+
+    def gradient_steps(
+        self,
+        rollout: Rollout,
+        advantages: Advantages,
+        *,
+        generator: torch.Generator | None,
+        env_steps: int = 0,
+    ) -> Iterator[Stats]:
+        """Yield detached statistics after every gradient step.
+
+        An empty ``keep`` yields nothing: there is nothing to learn from.
+        """
+        rows, total = self._kept_rows(rollout, advantages)
+        if total == 0:
+            return
+        self._set_learning_rate(env_steps)
+        if self.config.success_memory and self.targets is not None:
+            self.targets = extend(
+                self.targets,
+                successful_decisions(rollout),
+                keep_first=self.num_demonstrations,
+                capacity=self.config.success_memory,
+            )
+        minibatch_size = math.ceil(total / self.config.num_minibatches)
+        for _ in range(self.config.num_epochs):
+            kl = 0.0
+            for index in torch.randperm(total, generator=generator).split(minibatch_size):
+                stats = self._gradient_step(rows, index, generator)
+                kl = stats["joint_kl"]
+                yield stats
+            if self.config.target_kl and kl > self.config.target_kl:
+                break
+        self.num_updates += 1
+
+    def update(
+        self,
+        rollout: Rollout,
+        advantages: Advantages,
+        *,
+        generator: torch.Generator | None,
+        env_steps: int = 0,
+    ) -> dict[str, float]:
+        """Take every gradient step of an on-policy update; returns mean statistics."""
+        steps = self.gradient_steps(rollout, advantages, generator=generator, env_steps=env_steps)
+        return mean_stats(list(steps))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Optimiser, reference and counters."""
+        return {
+            "optimizer": self.optimizer.state_dict(),
+            "num_updates": self.num_updates,
+            "reference": None if self.reference is None else self.reference.state_dict(),
+            "targets": list(self.targets or ()) if self.config.success_memory else [],
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore ``state_dict``."""
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.num_updates = state["num_updates"]
+        if self.reference is not None:
+            self.reference.load_state_dict(state["reference"])
+        if state["targets"]:
+            obs, actions, mask = state["targets"]
+            self.targets = obs, actions, mask
+
+    def _kept_rows(self, rollout: Rollout, advantages: Advantages) -> tuple[dict[str, Any], int]:
+        """Flatten [T, N] to the M rows that carry gradient, once per update."""
+        keep = advantages.keep.flatten()
+        index = None if bool(keep.all()) else keep.nonzero().squeeze(1)
+
+        def flat(value: Tensor) -> Tensor:
+            value = value.flatten(0, 1)
+            return value if index is None else value[index]
+
+        rows: dict[str, Any] = {
+            "obs": {name: flat(value) for name, value in rollout.obs.items()},
+            "actions": flat(rollout.actions),
+            "log_probs": flat(rollout.log_probs),
+            "unit_mask": flat(rollout.unit_mask),
+            "values": flat(rollout.values),
+            "episode_ids": flat(rollout.episode_ids),
+            "advantages": flat(advantages.advantages),
+            "returns": None if advantages.returns is None else flat(advantages.returns),
+            "replay": {name: flat(value) for name, value in rollout.replay.items()},
+        }
+        if self.reference is not None and self.config.kl_coef and self.config.kl_in == "loss":
+            rows["replay"]["reference_log_probs"] = flat(self._reference_log_probs(rollout))
+        return rows, len(rows["advantages"])
+
+    @torch.no_grad()
+    def _reference_log_probs(self, rollout: Rollout) -> Tensor:
+        """``[T, N, U]`` log-probs of the stored actions under the reference policy."""
+        obs = {name: value.flatten(0, 1) for name, value in rollout.obs.items()}
+        replay = {name: value.flatten(0, 1) for name, value in rollout.replay.items()}
+        output = self.reference.log_prob(obs, rollout.actions.flatten(0, 1), replay)
+        return output.log_probs.unflatten(0, rollout.shape)
+
+    def _gradient_step(
+        self, rows: dict[str, Any], index: Tensor, generator: torch.Generator | None
+    ) -> Stats:
+        self.optimizer.zero_grad(set_to_none=True)
+        micro = self.config.micro_batch_size or len(index)
+        parts: list[Stats] = []
+        mask, episodes = rows["unit_mask"][index], rows["episode_ids"][index]
+        groups = num_groups(mask, by=self.config.loss_mean, trajectory_ids=episodes).clamp(min=1)
+        sizes = count_trajectory_units(mask, episodes)
+        for start in range(0, len(index), micro):
+            batch = _take(rows, index[start : start + micro])
+            share = len(batch.advantages) / len(index)
+            reduce = partial(
+                masked_mean,
+                by=self.config.loss_mean,
+                trajectory_ids=batch.episode_ids,
+                trajectory_sizes=sizes[start : start + micro],
+                denominator=groups * share,
+            )
+            loss, stats = self._loss(batch, reduce)
+            (loss * share).backward()
+            parts.append({name: value * share for name, value in stats.items()})
+        stats = {name: torch.stack([part[name] for part in parts]).sum() for name in parts[0]}
+        stats |= self._anchor_step(rows, index, generator)
+        stats["grad_norm"] = nn.utils.clip_grad_norm_(
+            self.policy.parameters(), self.config.max_grad_norm, foreach=True
+        )
+        self.optimizer.step()
+        return stats
+
+    def _loss(self, batch: Batch, reduce: Reduce) -> tuple[Tensor, Stats]:
+        """Loss of a micro-batch; ``reduce`` divides by what the whole minibatch holds."""
+        config = self.config
+        output: LogProbOutput = self.policy.log_prob(batch.obs, batch.actions, batch.replay)
+        advantages, clip = batch.advantages, torch.ones(())
+        if output.unit_weight is not None:
+            advantages = advantages.unsqueeze(-1) * output.unit_weight
+        if output.clip_scale is not None:
+            clip = output.clip_scale
+        loss, stats = clipped_surrogate(
+            output.log_probs,
+            old_log_probs=batch.log_probs,
+            advantages=advantages,
+            mask=batch.unit_mask,
+            clip_ratio_low=config.clip_ratio_low * clip,
+            clip_ratio_high=config.clip_ratio_high * clip,
+            dual_clip=config.dual_clip or None,
+            reduce=reduce,
+        )
+        stats = dict(stats) | joint_ratio_stats(output, batch)
+        stats["policy_loss"] = loss.detach()
+        if config.entropy_coef:
+            bonus, entropy_stats = entropy_bonus(
+                output.entropy, mask=batch.unit_mask, reduce=reduce
+            )
+            loss = loss + config.entropy_coef * bonus
+            stats |= entropy_stats
+        if "reference_log_probs" in batch.replay:
+            penalty, kl_stats = kl_penalty(
+                output.log_probs,
+                ref_log_probs=batch.replay["reference_log_probs"],
+                mask=batch.unit_mask,
+                estimator=config.kl_estimator,
+                reduce=reduce,
+            )
+            loss = loss + config.kl_coef * penalty
+            stats |= kl_stats
+        loss = loss + self.extra_loss(batch, output, stats)
+        return loss, stats
+
+    def _anchor_step(
+        self, rows: dict[str, Any], index: Tensor, generator: torch.Generator | None
+    ) -> Stats:
+        """Gradients of the anchors, added to those of the policy loss."""
+        stats: Stats = {}
+        if self.config.bc_coef and self.targets is not None:
+            obs, actions, mask = self.targets
+            pick = torch.randint(len(actions), (min(len(index), 1024),), generator=generator)
+            picked = {name: value[pick] for name, value in obs.items()}
+            loss = self.policy.imitation_loss(
+                picked, actions[pick], mask[pick], generator=generator
+            )
+            (self.config.bc_coef * loss).backward()
+            stats["bc_loss"] = loss.detach()
+        if self.config.w2_coef:
+            obs = {name: value[index] for name, value in rows["obs"].items()}
+            initial = rows["replay"]["chain"][index, 0]
+            with torch.no_grad():
+                anchor = self.reference.ode_actions(obs, initial)
+            loss = (self.policy.ode_actions(obs, initial) - anchor).square().mean()
+            (self.config.w2_coef * loss).backward()
+            stats["w2"] = loss.detach()
+        return stats
+
+    def _set_learning_rate(self, env_steps: int) -> None:
+        if self.config.lr_schedule == "constant" or not self.total_env_steps:
+            return
+        remaining = max(1.0 - env_steps / self.total_env_steps, 0.0)
+        for group, rate in zip(self.optimizer.param_groups, self.base_rates, strict=True):
+            group["lr"] = rate * remaining
+
+
+def joint_ratio_stats(output: LogProbOutput, batch: Batch) -> Stats:
+    """Statistics of the exact joint log-ratio, whatever scale the clipped one has."""
+    new, old = output.joint_log_probs, batch.replay.get("joint_log_probs")
+    if new is None or old is None:
+        new = (output.log_probs * batch.unit_mask).sum(-1)
+        old = (batch.log_probs * batch.unit_mask).sum(-1)
+    delta = (new - old).detach()
+    return {"joint_log_ratio_abs": delta.abs().mean(), "joint_kl": 0.5 * delta.square().mean()}
+
+
+def mean_stats(steps: list[Stats]) -> dict[str, float]:
+    """Mean of each statistic over gradient steps; one synchronisation for all of them."""
+    if not steps:
+        return {"num_gradient_steps": 0.0}
+    names = sorted({name for stats in steps for name in stats})
+    columns = [
+        torch.stack([stats[name].float() for stats in steps if name in stats]).mean()
+        for name in names
+    ]
+    means = dict(zip(names, torch.stack(columns).tolist(), strict=True))
+    return means | {"num_gradient_steps": float(len(steps))}
+
+
+def _take(rows: dict[str, Any], index: Tensor) -> Batch:
+    taken: dict[str, Any] = {}
+    for name, value in rows.items():
+        if isinstance(value, dict):
+            taken[name] = {key: item[index] for key, item in value.items()}
+        else:
+            taken[name] = None if value is None else value[index]
+    return Batch(**taken)

@@ -1,0 +1,72 @@
+"""Proximal policy optimisation with a critic (Schulman et al. 2017), for any policy with log_prob.
+
+``L = L_clip - entropy_coef H + value_coef L_V + kl_coef KL(pi || pi_ref)``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from embodied_rl.algorithms.policy_gradient import PolicyGradient, PolicyGradientConfig, Stats
+from embodied_rl.losses.reduce import Reduce
+from embodied_rl.losses.value import value_loss
+from embodied_rl.types import Batch, LogProbOutput
+
+
+class PPO(PolicyGradient):
+    """Clipped surrogate and value regression in one backward pass."""
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(PolicyGradientConfig):
+        """Options of PPO beside the shared ones.
+
+        Attributes:
+            critic_learning_rate: Adam learning rate of parameters under ``critic``.
+            value_coef: weight of the value loss.
+            value_clip: clip range around the old values, 0: off.
+            huber_delta: Huber instead of squared error beyond this residual, 0: off.
+            critic_warmup: first updates that train only the critic.
+        """
+
+        critic_learning_rate: float = 1e-3
+        value_coef: float = 0.5
+        value_clip: float = 0.0
+        huber_delta: float = 0.0
+        critic_warmup: int = 0
+
+    config: Config
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """The critic learns at its own rate."""
+        named = list(self.policy.named_parameters())
+        critic = [value for name, value in named if name.split(".")[0] == "critic"]
+        rest = [value for name, value in named if name.split(".")[0] != "critic"]
+        groups = [{"params": rest, "lr": self.config.learning_rate}]
+        if critic:
+            groups.append({"params": critic, "lr": self.config.critic_learning_rate})
+        return groups
+
+    def extra_loss(self, batch: Batch, output: LogProbOutput, stats: Stats) -> Tensor | float:
+        """The value term."""
+        if output.values is None or batch.returns is None or self.config.value_coef == 0:
+            return 0.0
+        loss, value_stats = value_loss(
+            output.values,
+            returns=batch.returns,
+            old_values=batch.values,
+            clip_range=self.config.value_clip or None,
+            huber_delta=self.config.huber_delta or None,
+        )
+        stats |= value_stats
+        stats["value_loss"] = loss.detach()
+        return self.config.value_coef * loss
+
+    def _loss(self, batch: Batch, reduce: Reduce) -> tuple[Tensor, Stats]:
+        loss, stats = super()._loss(batch, reduce)
+        if self.num_updates < self.config.critic_warmup:
+            assert batch.returns is not None
+            loss, _ = value_loss(self.policy.value(batch.obs), batch.returns)
+        return loss, stats

@@ -1,0 +1,122 @@
+"""From configuration to objects: environments, policies, and policies out of checkpoints."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import torch
+from torch import nn
+
+from embodied_rl import checkpoint
+from embodied_rl.checkpoint import CheckpointError
+from embodied_rl.config import EnvConfig, TrainConfig, from_yaml
+from embodied_rl.envs import make_env
+from embodied_rl.policies import make_policy
+from embodied_rl.seeding import derive_seed
+from embodied_rl.types import Policy, PolicySpec, VectorEnv
+
+
+def build_env(
+    config: EnvConfig,
+    *,
+    seed: int,
+    autoreset: bool,
+    num_envs: int | None = None,
+    group_size: int | None = None,
+    chunk_length: int | None = None,
+    episode_seeds: Sequence[int] | None = None,
+    normalize: bool = True,
+    options: dict[str, Any] | None = None,
+) -> VectorEnv:
+    """The environment a configuration describes, wrappers included.
+
+    Args:
+        config: simulator and wrapper options.
+        seed: root of the per-environment streams.
+        autoreset: SAME_STEP if True, else DISABLED.
+        num_envs: replaces that of ``config`` (evaluation, collection).
+        group_size: likewise.
+        chunk_length: likewise.
+        episode_seeds: [N] simulator seed of each row's episode (evaluation).
+        normalize: wrap with the running observation statistics that ``config`` asks for.
+        options: further options of the simulator.
+
+    Raises:
+        ValueError: options that the simulator refuses.
+    """
+    from embodied_rl.envs.wrappers import InstructionEmbedding, NormalizeObservation
+
+    env = make_env(
+        config.simulator.name,
+        num_envs=num_envs or config.num_envs,
+        seed=seed,
+        chunk_length=chunk_length or config.chunk_length,
+        max_episode_steps=config.max_episode_steps or None,
+        autoreset=autoreset,
+        group_size=group_size or config.group_size,
+        num_threads=config.num_threads or None,
+        episode_seeds=episode_seeds,
+        **{**config.simulator.options, **(options or {})},
+    )
+    if config.instruction_embedding != "none":
+        from embodied_rl.instructions import embed_instructions
+
+        table = embed_instructions(env.instructions, kind=config.instruction_embedding)
+        env = InstructionEmbedding(env, table=table)
+    if config.normalize_obs and normalize:
+        env = NormalizeObservation(env)
+    return env
+
+
+def policy_spec(env: VectorEnv, *, chunk_length: int) -> PolicySpec:
+    """What a policy must know of an environment.
+
+    Raises:
+        ValueError: an action space that is neither a flat Box nor Discrete.
+    """
+    spaces = env.single_observation_space.spaces
+    action = env.single_action_space
+    if isinstance(action, gymnasium.spaces.Discrete):
+        continuous, discrete = 0, int(action.n)
+    elif isinstance(action, gymnasium.spaces.Box) and len(action.shape) == 1:
+        continuous, discrete = action.shape[0], 0
+    else:
+        raise ValueError(f"policies take a flat Box or Discrete action space, not {action}")
+    return PolicySpec(
+        obs_shapes={name: tuple(space.shape or ()) for name, space in spaces.items()},
+        obs_dtypes={name: str(space.dtype) for name, space in spaces.items()},
+        action_dim=continuous,
+        num_actions=discrete,
+        chunk_length=chunk_length,
+        num_tasks=len(env.task_names),
+    )
+
+
+def build_policy(config: TrainConfig, spec: PolicySpec) -> Policy:
+    """A freshly initialised policy; its weights are a function of the seed alone."""
+    state = torch.random.get_rng_state()
+    torch.manual_seed(derive_seed(config.seed, "policy"))
+    try:
+        return make_policy(config.policy.name, spec, **config.policy.resolved())
+    finally:
+        torch.random.set_rng_state(state)
+
+
+def load_policy(path: str | Path) -> tuple[Policy, TrainConfig, dict[str, Any]]:
+    """(policy, configuration of its run, checkpoint state) of a run or checkpoint folder.
+
+    Raises:
+        CheckpointError: no checkpoint there, or one that is unreadable, truncated or foreign.
+    """
+    state = checkpoint.load(checkpoint.locate(path))
+    if not isinstance(state, dict) or "policy" not in state or "config" not in state:
+        raise CheckpointError(f"{path} is a checkpoint, but not one of a training run")
+    config = from_yaml(state["config"])
+    policy = build_policy(config, PolicySpec(**state["spec"]))
+    assert isinstance(policy, nn.Module)
+    policy.load_state_dict(state["policy"])
+    policy.eval()
+    return policy, config, state

@@ -1,0 +1,252 @@
+"""What each command of ``embodied-rl`` does. Imported once a command is chosen."""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import json
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from embodied_rl.config import ConfigError, TrainConfig, from_yaml, overlay
+from embodied_rl.registry import KINDS, registry
+
+Command = Callable[[list[str]], int]
+
+
+def run(name: str, arguments: Sequence[str]) -> int:
+    """Run a command; foreseeable failures become one sentence and a status that is not 0."""
+    try:
+        return COMMANDS[name](list(arguments))
+    except KeyboardInterrupt:
+        print("interrupted; the last complete checkpoint is kept", file=sys.stderr)
+        return 130
+    except (ValueError, RuntimeError) as error:
+        if type(error) is RuntimeError:
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EACCES, errno.EROFS, errno.ENOENT):
+            raise
+        print(
+            f"error: {error.strerror}: {error.filename or ''}; free space or choose another "
+            "folder with --runs, what was written before is kept",
+            file=sys.stderr,
+        )
+        return 1
+
+
+def split_overlay(arguments: list[str], known: set[str]) -> tuple[list[str], list[str]]:
+    """(arguments of the command itself, ``--key value`` pairs for the configuration)."""
+    own, rest, waiting = [], [], list(arguments)
+    while waiting:
+        part = waiting.pop(0)
+        if part.split("=")[0].startswith("--") and part.split("=")[0] not in known:
+            rest.append(part)
+            if "=" not in part and waiting:
+                rest.append(waiting.pop(0))
+        else:
+            own.append(part)
+    return own, rest
+
+
+def recipe(name: str, overlays: Sequence[str] = ()) -> TrainConfig:
+    """A recipe with command-line changes applied."""
+    return overlay(registry("recipes").get(name)(), overlays)
+
+
+def train_command(arguments: list[str]) -> int:
+    """``train RECIPE | --config FILE | --resume RUN``; prints the run folder last."""
+    parser = argparse.ArgumentParser(
+        prog="embodied-rl train",
+        description="Run a recipe. Any key of the configuration can be changed, e.g. "
+        "--seed 3 --env.num-envs 32 --algorithm.num-epochs 4 (see `embodied-rl explain RECIPE`).",
+    )
+    parser.add_argument("recipe", nargs="?", help="name from `embodied-rl list recipes`")
+    parser.add_argument("--config", help="a run's config.yaml instead of a recipe")
+    parser.add_argument("--resume", help="run folder to continue from its newest checkpoint")
+    parser.add_argument("--no-eval", action="store_true", help="skip the evaluations")
+    own, rest = split_overlay(arguments, {"--config", "--resume", "--no-eval", "--help", "-h"})
+    options = parser.parse_args(own)
+    given = [value for value in (options.recipe, options.config, options.resume) if value]
+    if len(given) != 1:
+        raise ConfigError("give one of: a recipe name, --config FILE, --resume RUN")
+    from embodied_rl.trainer import train
+
+    folder = None
+    if options.resume:
+        folder = Path(options.resume)
+        if not (folder / "config.yaml").is_file():
+            raise ConfigError(f"{folder} is no run folder: it has no config.yaml")
+        config = overlay(from_yaml((folder / "config.yaml").read_text()), rest)
+    elif options.config:
+        config = overlay(from_yaml(Path(options.config).read_text()), rest)
+    else:
+        config = recipe(options.recipe, rest)
+    folder = train(config, folder=folder, resume=bool(options.resume), final=not options.no_eval)
+    print(folder)
+    return 0
+
+
+def eval_command(arguments: list[str]) -> int:
+    """``eval RUN``: success on the test manifest; ``--json`` prints one object last."""
+    parser = argparse.ArgumentParser(prog="embodied-rl eval", description=eval_command.__doc__)
+    parser.add_argument("run", help="run folder or checkpoint folder")
+    parser.add_argument("--checkpoint", default="", help="latest, best, sft or step-N of the run")
+    parser.add_argument("--episodes", type=int, default=200)
+    parser.add_argument("--mode", choices=("greedy", "sampled"), default="greedy")
+    parser.add_argument("--manifest", choices=("tune", "test"), default="test")
+    parser.add_argument("--num-envs", type=int, default=100)
+    parser.add_argument("--video", action="store_true", help="also film the first episodes")
+    parser.add_argument("--json", action="store_true", help="print one JSON object as last line")
+    options = parser.parse_args(arguments)
+    from embodied_rl.evaluate import evaluate_run
+
+    record = evaluate_run(
+        Path(options.run),
+        checkpoint=options.checkpoint,
+        episodes=options.episodes,
+        mode=options.mode,
+        split=options.manifest,
+        num_envs=options.num_envs,
+    )
+    record.pop("successes")
+    if options.video:
+        from embodied_rl.video import film_run
+
+        print(film_run(options.run, checkpoint=options.checkpoint))
+    if options.json:
+        print(json.dumps(record))
+    else:
+        print(
+            f"{record['mode']}: success {record['success_rate']:.3f} "
+            f"[{record['ci_low']:.3f}, {record['ci_high']:.3f}] over {record['episodes']} episodes"
+        )
+    return 0
+
+
+def collect_command(arguments: list[str]) -> int:
+    """``collect metaworld/pick_place --episodes 10``: write a LeRobotDataset v3.0 folder."""
+    parser = argparse.ArgumentParser(
+        prog="embodied-rl collect", description=collect_command.__doc__
+    )
+    parser.add_argument("recipe", help="a recipe, or simulator/task such as metaworld/pick_place")
+    parser.add_argument("--episodes", type=int, default=10, help="episodes per task in all")
+    parser.add_argument("--output", default="", help="dataset folder (default data/<recipe>)")
+    parser.add_argument("--policy", default="", help="run folder of a policy; default: the expert")
+    parser.add_argument("--all", action="store_true", help="keep failed episodes too")
+    own, rest = split_overlay(
+        arguments, {"--episodes", "--output", "--policy", "--all", "--help", "-h"}
+    )
+    options = parser.parse_args(own)
+    from embodied_rl.demonstrations import collect_dataset
+
+    names = registry("recipes").names()
+    name = options.recipe if options.recipe in names else f"{options.recipe}_sft"
+    config = recipe(name if name in names else options.recipe, rest)
+    output = Path(options.output or f"data/{options.recipe}")
+    summary = collect_dataset(
+        config,
+        output,
+        episodes_per_task=options.episodes,
+        policy_run=options.policy,
+        only_successes=not options.all,
+    )
+    print(summary)
+    print(output)
+    return 0
+
+
+def list_command(arguments: list[str]) -> int:
+    """``list KIND``: the registered names."""
+    parser = argparse.ArgumentParser(prog="embodied-rl list", description=list_command.__doc__)
+    parser.add_argument("kind", choices=KINDS)
+    options = parser.parse_args(arguments)
+    for name in registry(options.kind).names():
+        print(name)
+    return 0
+
+
+def explain_command(arguments: list[str]) -> int:
+    """``explain RECIPE``: what every knob resolves to and what one iteration costs."""
+    parser = argparse.ArgumentParser(
+        prog="embodied-rl explain", description=explain_command.__doc__
+    )
+    parser.add_argument("recipe")
+    own, rest = split_overlay(arguments, {"--help", "-h"})
+    options = parser.parse_args(own)
+    from embodied_rl.explain import explain
+
+    print(explain(recipe(options.recipe, rest)))
+    return 0
+
+
+def plot_command(arguments: list[str]) -> int:
+    """``plot RUN [RUN ...]``: curves of several runs, mean and interval over seeds."""
+    parser = argparse.ArgumentParser(prog="embodied-rl plot", description=plot_command.__doc__)
+    parser.add_argument("runs", nargs="+")
+    parser.add_argument("--metric", default="rollout/success_rate")
+    parser.add_argument("--output", default="curves.png")
+    options = parser.parse_args(arguments)
+    from embodied_rl.report import plot_runs
+
+    print(
+        plot_runs(
+            [Path(path) for path in options.runs],
+            output=Path(options.output),
+            metric=options.metric,
+        )
+    )
+    return 0
+
+
+def report_command(arguments: list[str]) -> int:
+    """``report RUN``: write curves.png and report.html into the run folder."""
+    parser = argparse.ArgumentParser(prog="embodied-rl report", description=report_command.__doc__)
+    parser.add_argument("run")
+    options = parser.parse_args(arguments)
+    from embodied_rl.report import write_report
+
+    print(write_report(Path(options.run)))
+    return 0
+
+
+def doctor_command(arguments: list[str]) -> int:
+    """``doctor``: what this machine can run; each line says how to mend it."""
+    argparse.ArgumentParser(
+        prog="embodied-rl doctor", description=doctor_command.__doc__
+    ).parse_args(arguments)
+    from embodied_rl.doctor import diagnose
+
+    for check in diagnose():
+        mark = "ok  " if check.ok else "miss"
+        line = f"{mark}  {check.name}: {check.detail}"
+        print(line if check.ok or not check.mend else f"{line}; {check.mend}")
+    return 0
+
+
+def demo_command(arguments: list[str]) -> int:
+    """``demo``: 10 expert episodes, SFT, Flow-SDE, evaluation of both, report."""
+    parser = argparse.ArgumentParser(prog="embodied-rl demo", description=demo_command.__doc__)
+    parser.add_argument("--recipe", default="metaworld/push_flow_sde")
+    own, rest = split_overlay(arguments, {"--recipe", "--help", "-h"})
+    options = parser.parse_args(own)
+    from embodied_rl.demo import demo
+
+    demo(recipe(options.recipe, rest))
+    return 0
+
+
+COMMANDS: dict[str, Command] = {
+    "train": train_command,
+    "eval": eval_command,
+    "collect": collect_command,
+    "list": list_command,
+    "explain": explain_command,
+    "plot": plot_command,
+    "report": report_command,
+    "doctor": doctor_command,
+    "demo": demo_command,
+}

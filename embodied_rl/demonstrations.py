@@ -1,0 +1,192 @@
+"""Expert or policy episodes: collected to disk, and read back as imitation targets.
+
+Every episode is a function of (run seed, task, attempt), so a collection that was interrupted goes
+on with the attempts that are missing and ends with the same episodes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from embodied_rl.algorithms.sft import Demonstrations
+from embodied_rl.build import build_env, load_policy
+from embodied_rl.config import ConfigError, TrainConfig
+from embodied_rl.dataset import DatasetWriter, chunked_actions, load_dataset
+from embodied_rl.instructions import embed_instructions
+from embodied_rl.registry import registry
+from embodied_rl.seeding import derive_seed, torch_generator
+from embodied_rl.types import TensorDict
+
+FPS = 80
+"""Control steps per second of Meta-World (5 simulator steps of 2.5 ms)."""
+BATCH = 32
+"""Episodes collected side by side."""
+
+Act = Callable[[TensorDict, Tensor], Tensor]
+"""(obs [N, ...], task ids [N]) -> actions [N, H, D]."""
+
+
+def load_demonstrations(config: TrainConfig, folder: Path) -> Demonstrations:
+    """(obs, action chunks, mask) of ``config.imitation``, collected first if no dataset is named.
+
+    Raises:
+        ConfigError: no expert, or a dataset whose observations or actions do not fit.
+        DatasetError: the dataset folder cannot be read.
+    """
+    imitation = config.imitation
+    assert imitation is not None
+    path = Path(imitation.dataset) if imitation.dataset else folder / "demonstrations"
+    if not imitation.dataset:
+        collect_dataset(
+            config,
+            path,
+            episodes_per_task=imitation.episodes_per_task,
+            action_noise=imitation.action_noise,
+        )
+    dataset = load_dataset(path)
+    horizon = config.policy.resolved().get("horizon", 0) or config.env.chunk_length
+    obs, actions, mask = chunked_actions(dataset, chunk_length=horizon)
+    if config.env.instruction_embedding != "none":
+        table = embed_instructions(dataset.tasks, kind=config.env.instruction_embedding)
+        obs = {**obs, "instruction": table[dataset.task_index]}
+    return obs, actions.float(), mask
+
+
+def collect_dataset(
+    config: TrainConfig,
+    output: Path,
+    *,
+    episodes_per_task: int,
+    policy_run: str = "",
+    only_successes: bool = True,
+    action_noise: float = 0.0,
+) -> str:
+    """Write ``episodes_per_task`` episodes of every task; returns one line about what was done.
+
+    Args:
+        config: environments, and the seed that the episodes derive from.
+        output: dataset folder; episodes that are there already are kept and counted.
+        episodes_per_task: episodes in all, per task.
+        policy_run: run folder of the policy that acts, or empty for the scripted expert.
+        only_successes: leave failed episodes out.
+        action_noise: std of the noise on executed actions (DART); labels stay clean.
+
+    Raises:
+        ConfigError: no expert for this simulator, or one that fails too often.
+    """
+    writer = DatasetWriter(output, fps=FPS)
+    probe = build_env(config.env, seed=0, autoreset=False, num_envs=1, group_size=1)
+    names, texts = probe.task_names, probe.instructions
+    probe.close()
+    act = _actor(config, names, policy_run)
+    played = 0
+    for task_id, name in enumerate(names):
+        seeds = _seeds(config, name, 10 * episodes_per_task + 20)
+        done = set(writer.seeds)
+        wanted = episodes_per_task - len(done.intersection(seeds))
+        queue = [seed for seed in seeds if seed not in done]
+        while wanted > 0:
+            batch, queue = queue[: min(wanted, BATCH)], queue[min(wanted, BATCH) :]
+            if not batch:
+                raise ConfigError(
+                    f"{wanted} of {episodes_per_task} episodes of {name} are missing after "
+                    f"{len(seeds)} attempts: collect with --all, or with --policy RUN"
+                )
+            episodes = _play(config, act, task_id=task_id, seeds=batch, action_noise=action_noise)
+            played += len(batch)
+            for seed, (obs, rest) in zip(batch, episodes, strict=True):
+                if only_successes and not bool(rest["success"].any()):
+                    continue
+                writer.add_episode(obs, **rest, task=texts[task_id], seed=seed)
+                wanted -= 1
+    return (
+        f"{writer.num_episodes} episodes, {writer.num_frames} frames in {output} "
+        f"({played} played now)"
+    )
+
+
+def _seeds(config: TrainConfig, task: str, count: int) -> list[int]:
+    """Environment seeds of the attempts on a task; below 2^30, apart from evaluation seeds."""
+    return [
+        derive_seed(config.seed, "demonstrations", task, attempt) % 2**30
+        for attempt in range(count)
+    ]
+
+
+def _actor(config: TrainConfig, task_names: tuple[str, ...], policy_run: str) -> Act:
+    """Who acts: a saved policy or the simulator's scripted expert."""
+    if policy_run:
+        policy, _, _ = load_policy(policy_run)
+        generator = torch_generator(config.seed, "collect")
+
+        def act(obs: TensorDict, task_ids: Tensor) -> Tensor:
+            actions = policy.sample(obs, generator=generator).actions
+            return actions if actions.ndim == 3 else actions.unsqueeze(1)
+
+        return act
+    simulator = config.env.simulator.name
+    if simulator not in registry("experts").names():
+        raise ConfigError(
+            f"environment {simulator!r} has no scripted expert: give --policy RUN or a dataset"
+        )
+    expert = registry("experts").get(simulator)(task_names)
+    return lambda obs, task_ids: expert(obs["state"], task_ids).unsqueeze(1)
+
+
+def _play(
+    config: TrainConfig, act: Act, *, task_id: int, seeds: list[int], action_noise: float
+) -> list[tuple[TensorDict, TensorDict]]:
+    """One episode per seed: (obs, {actions, rewards, success}), each leading with its length.
+
+    A chunk is executed step by step, so that every frame has its own observation.
+    """
+    rows = len(seeds)
+    env = build_env(
+        config.env,
+        seed=0,
+        autoreset=False,
+        num_envs=rows,
+        group_size=1,
+        chunk_length=1,
+        episode_seeds=seeds,
+        normalize=False,
+    )
+    obs, _ = env.reset(options={"task_ids": torch.full((rows,), task_id)})
+    running = torch.ones(rows, dtype=torch.bool)
+    lengths = torch.zeros(rows, dtype=torch.int64)
+    generators = [torch_generator(seed, "action_noise") for seed in seeds]
+    steps: list[dict[str, Any]] = []
+    chunk, position = act(obs, env.task_ids), 0
+    while bool(running.any()):
+        if position == chunk.shape[1]:
+            chunk, position = act(obs, env.task_ids), 0
+        actions = chunk[:, position].clamp(-1, 1)
+        position += 1
+        executed = actions
+        if action_noise:
+            noise = [torch.randn(actions.shape[1:], generator=g) for g in generators]
+            executed = actions + action_noise * torch.stack(noise)
+        following, rewards, terminated, truncated, info = env.step(executed)
+        steps.append(
+            {"obs": obs, "actions": actions, "rewards": rewards, "success": info["success"]}
+        )
+        lengths += running.long()
+        running &= ~(terminated | truncated)
+        obs = following
+    env.close()
+    return [_episode(steps[:length], row) for row, length in enumerate(lengths.tolist())]
+
+
+def _episode(steps: list[dict[str, Any]], row: int) -> tuple[TensorDict, TensorDict]:
+    names = [name for name in steps[0]["obs"] if name != "instruction"]
+    obs = {name: torch.stack([step["obs"][name][row] for step in steps]) for name in names}
+    rest = {
+        name: torch.stack([step[name][row] for step in steps])
+        for name in ("actions", "rewards", "success")
+    }
+    return obs, rest

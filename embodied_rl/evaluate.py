@@ -1,0 +1,249 @@
+"""Honest evaluation: one policy on a manifest of (task, seed) pairs, in fresh environments.
+
+A manifest is a pure function of (tasks, number of episodes, split). ``tune`` and ``test`` seeds lie
+in disjoint ranges that training never draws from, every environment instance plays exactly one
+episode, and greedy and sampled actions see the same initial states.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from embodied_rl import rollout
+from embodied_rl.build import build_env, load_policy
+from embodied_rl.config import EnvConfig, to_plain
+from embodied_rl.seeding import derive_seed, torch_generator
+from embodied_rl.statistics import wilson_interval
+from embodied_rl.types import Policy, VectorEnv
+
+Split = Literal["tune", "test"]
+Mode = Literal["greedy", "sampled"]
+SPLIT_RANGES: dict[str, int] = {"tune": 2**30, "test": 2**30 + 2**29}
+"""First seed of each split; a range holds 2^29 seeds. Training seeds stay below 2^30."""
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """Which episodes are played: task names and simulator seeds, [E] each."""
+
+    split: Split
+    tasks: tuple[str, ...]
+    seeds: tuple[int, ...]
+
+    @property
+    def sha256(self) -> str:
+        """Identity of the episodes; equal hashes mean paired comparisons are allowed."""
+        text = json.dumps([self.split, self.tasks, self.seeds])
+        return hashlib.sha256(text.encode()).hexdigest()
+
+
+def make_manifest(task_names: Sequence[str], *, episodes: int, split: Split) -> Manifest:
+    """``episodes`` (task, seed) pairs, tasks in turn.
+
+    Raises:
+        ValueError: no episodes.
+    """
+    if episodes < 1:
+        raise ValueError(f"evaluation needs at least one episode, got {episodes}")
+    tasks = tuple(task_names[index % len(task_names)] for index in range(episodes))
+    seeds = tuple(
+        SPLIT_RANGES[split] + derive_seed(0, "manifest", split, task, index) % 2**29
+        for index, task in enumerate(tasks)
+    )
+    return Manifest(split=split, tasks=tasks, seeds=seeds)
+
+
+def evaluate(
+    policy: Policy,
+    env_config: EnvConfig,
+    manifest: Manifest,
+    *,
+    mode: Mode,
+    num_envs: int = 100,
+    normalizer: dict[str, Any] | None = None,
+    on_batch: Callable[[int], None] | None = None,
+) -> dict[str, Any]:
+    """Play every episode of a manifest once.
+
+    Args:
+        policy: sampled with its own noise (seeded by the manifest) or greedily.
+        env_config: environments as in training; group size is 1 here.
+        manifest: episodes.
+        mode: ``greedy`` or ``sampled``.
+        num_envs: environments that live at once.
+        normalizer: state of the observation statistics the policy was trained with.
+        on_batch: called with the number of episodes just finished.
+
+    Returns:
+        A record with ``success_rate``, ``ci_low``, ``ci_high`` (95 % Wilson), ``return_mean``,
+        ``length_mean``, ``episodes``, ``mode``, ``manifest_sha256``, ``fingerprint``, ``per_task``
+        and ``successes`` (a string of 0 and 1 in manifest order, for paired comparisons).
+    """
+    results: list[dict[str, torch.Tensor]] = []
+    digest = hashlib.sha256()
+    for start in range(0, len(manifest.seeds), num_envs):
+        seeds = manifest.seeds[start : start + num_envs]
+        env = _fresh_env(env_config, manifest, start, len(seeds), normalizer)
+        try:
+            cursor = rollout.start(env, task_ids=_task_ids(env, manifest, start, len(seeds)))
+            for name in sorted(cursor.obs):
+                digest.update(cursor.obs[name].contiguous().numpy().tobytes())
+            generator = torch_generator(0, "evaluate", manifest.split, start)
+            results.append(
+                play_episodes(
+                    env, policy, cursor, deterministic=mode == "greedy", generator=generator
+                )
+            )
+        finally:
+            env.close()
+        if on_batch is not None:
+            on_batch(len(seeds))
+    merged = {name: torch.cat([r[name] for r in results]) for name in results[0]}
+    return _record(merged, manifest, mode, fingerprint(env_config, digest.hexdigest()))
+
+
+def play_episodes(
+    env: VectorEnv,
+    policy: Policy,
+    cursor: rollout.Cursor,
+    *,
+    deterministic: bool,
+    generator: torch.Generator | None,
+) -> dict[str, torch.Tensor]:
+    """One episode per row: ``success``, ``return``, ``length``, [N] each, in row order."""
+    running = torch.ones(env.num_envs, dtype=torch.bool)
+    results = {
+        "success": torch.zeros(env.num_envs, dtype=torch.bool),
+        "return": torch.zeros(env.num_envs),
+        "length": torch.zeros(env.num_envs, dtype=torch.int64),
+    }
+    names = {"success": "success_once", "return": "return", "length": "length"}
+    while bool(running.any()):
+        with torch.no_grad():
+            output = policy.sample(cursor.obs, deterministic=deterministic, generator=generator)
+        cursor.obs, _, terminated, truncated, info = env.step(output.actions)
+        ended = (terminated | truncated) & running
+        for name, source in names.items():
+            results[name][ended] = info["episode"][source][ended].to(results[name].dtype)
+        running &= ~ended
+    return results
+
+
+def fingerprint(env_config: EnvConfig, initial_obs_hash: str) -> str:
+    """Hash of versions, environment options and every initial observation of the manifest."""
+    versions = {}
+    for package in ("envpool", "metaworld", "mujoco", "gymnasium", "ale-py"):
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            versions[package] = None
+    plain = to_plain(replace(env_config, num_envs=1, num_threads=0, group_size=1))
+    text = json.dumps([versions, plain, initial_obs_hash], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _fresh_env(
+    config: EnvConfig,
+    manifest: Manifest,
+    start: int,
+    count: int,
+    normalizer: dict[str, Any] | None,
+) -> VectorEnv:
+    env = build_env(
+        config,
+        seed=derive_seed(0, "evaluate", manifest.split, start),
+        autoreset=False,
+        num_envs=count,
+        group_size=1,
+        episode_seeds=manifest.seeds[start : start + count],
+        normalize=normalizer is not None,
+    )
+    if normalizer is not None:
+        from embodied_rl.envs.wrappers import NormalizeObservation
+
+        assert isinstance(env, NormalizeObservation)
+        env.load_statistics(normalizer)
+        env.training = False
+    return env
+
+
+def _task_ids(env: VectorEnv, manifest: Manifest, start: int, count: int) -> torch.Tensor:
+    index = {name: task_id for task_id, name in enumerate(env.task_names)}
+    return torch.tensor([index[name] for name in manifest.tasks[start : start + count]])
+
+
+def _record(
+    results: dict[str, torch.Tensor], manifest: Manifest, mode: Mode, print_hash: str
+) -> dict[str, Any]:
+    success = results["success"]
+    low, high = wilson_interval(int(success.sum()), len(success))
+    per_task: dict[str, Any] = {}
+    for task in dict.fromkeys(manifest.tasks):
+        rows = torch.tensor([name == task for name in manifest.tasks])
+        wins, count = int(success[rows].sum()), int(rows.sum())
+        task_low, task_high = wilson_interval(wins, count)
+        per_task[task] = {
+            "success_rate": wins / count,
+            "ci_low": task_low,
+            "ci_high": task_high,
+            "episodes": count,
+        }
+    return {
+        "success_rate": float(success.double().mean()),
+        "ci_low": low,
+        "ci_high": high,
+        "episodes": len(success),
+        "mode": mode,
+        "manifest_split": manifest.split,
+        "manifest_sha256": manifest.sha256,
+        "fingerprint": print_hash,
+        "return_mean": float(results["return"].double().mean()),
+        "length_mean": float(results["length"].double().mean()),
+        "per_task": per_task,
+        "successes": "".join("1" if flag else "0" for flag in success.tolist()),
+    }
+
+
+def evaluate_run(
+    path: Path,
+    *,
+    checkpoint: str = "",
+    episodes: int = 200,
+    mode: Mode = "greedy",
+    split: Split = "test",
+    num_envs: int = 100,
+) -> dict[str, Any]:
+    """Evaluate a saved policy; see ``evaluate`` for the record.
+
+    Args:
+        path: run folder or checkpoint folder.
+        checkpoint: name of a checkpoint of the run (``best``, ``sft``, ``step-000010``); by default
+            the newest one.
+        episodes: length of the manifest.
+        mode: ``greedy`` or ``sampled``.
+        split: ``tune`` or ``test`` seeds.
+        num_envs: environments that live at once.
+
+    Raises:
+        CheckpointError: no checkpoint there, or an unreadable one.
+    """
+    named = path / "checkpoints" / checkpoint
+    policy, config, state = load_policy(named if named.is_dir() else path / checkpoint)
+    task_names = state["task_names"]
+    manifest = make_manifest(task_names, episodes=episodes, split=split)
+    return evaluate(
+        policy,
+        config.env,
+        manifest,
+        mode=mode,
+        num_envs=num_envs,
+        normalizer=state["normalizer"],
+    )

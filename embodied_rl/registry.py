@@ -1,0 +1,185 @@
+"""Names to components: one table per kind, filled lazily.
+
+A component is a function or a class whose options are its keyword arguments (or the fields of its
+``Config`` dataclass). Built-in components are the lines of ``BUILTIN`` below; third parties enter
+through entry points of the group ``embodied_rl.<kind>``; tests and notebooks use
+``register(kind, name)`` as a decorator. Nothing is imported before it is asked for.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import importlib
+import inspect
+import typing
+from collections.abc import Callable, Iterable, Mapping
+from importlib.metadata import entry_points
+from typing import Any
+
+BUILTIN: dict[str, dict[str, str]] = {
+    "envs": {
+        "metaworld": "embodied_rl.envs.metaworld:make",
+        "envpool": "embodied_rl.envs.envpool:make",
+        "gymnasium": "embodied_rl.envs.gymnasium:make",
+        "identity": "embodied_rl.envs.toy:make_identity",
+        "reach": "embodied_rl.envs.toy:make_reach",
+    },
+    "experts": {"metaworld": "embodied_rl.envs.metaworld:experts"},
+    "policies": {
+        "gaussian_mlp": "embodied_rl.policies.gaussian_mlp:GaussianMLP",
+        "categorical_mlp": "embodied_rl.policies.categorical:CategoricalMLP",
+        "categorical_cnn": "embodied_rl.policies.categorical:CategoricalCNN",
+        "flow_mlp": "embodied_rl.policies.flow_mlp:FlowMLP",
+        "flow_transformer": "embodied_rl.policies.flow_transformer:FlowTransformer",
+    },
+    "algorithms": {
+        "ppo": "embodied_rl.algorithms.ppo:PPO",
+        "grpo": "embodied_rl.algorithms.grpo:GRPO",
+        "sft": "embodied_rl.algorithms.sft:SFT",
+    },
+    "advantages": {
+        "gae": "embodied_rl.advantages.gae:gae",
+        "monte_carlo": "embodied_rl.advantages.monte_carlo:monte_carlo",
+        "group_relative": "embodied_rl.advantages.group_relative:group_relative",
+        "rloo": "embodied_rl.advantages.group_relative:rloo",
+        "reinforce_pp": "embodied_rl.advantages.reinforce_pp:reinforce_pp",
+    },
+    "losses": {
+        "clipped_surrogate": "embodied_rl.losses.policy:clipped_surrogate",
+        "value": "embodied_rl.losses.value:value_loss",
+        "kl": "embodied_rl.losses.kl:kl_penalty",
+        "entropy": "embodied_rl.losses.entropy:entropy_bonus",
+        "flow_matching": "embodied_rl.losses.flow_matching:flow_matching_loss",
+    },
+    "rewards": {},
+    "samplers": {
+        "uniform": "embodied_rl.samplers.uniform:Uniform",
+        "vade_thompson": "embodied_rl.samplers.vade_thompson:VadeThompson",
+        "vas_mixed": "embodied_rl.samplers.vas_mixed:VasMixed",
+        "success_window": "embodied_rl.samplers.success_window:SuccessWindow",
+        "difficulty_ladder": "embodied_rl.samplers.difficulty_ladder:DifficultyLadder",
+    },
+    "recipes": {},
+}
+KINDS = tuple(BUILTIN)
+
+
+class RegistryError(ValueError):
+    """An unknown or duplicate name, or options that a component does not take."""
+
+
+def near_names(name: str, names: Iterable[str]) -> str:
+    """``; did you mean 'a' or 'b'?``, or an empty string when nothing is close."""
+    close = difflib.get_close_matches(name, list(names), n=3, cutoff=0.5)
+    return f"; did you mean {' or '.join(map(repr, close))}?" if close else ""
+
+
+class Registry:
+    """The components of one kind: name -> object, ``"module:attr"`` or entry point."""
+
+    def __init__(self, kind: str, builtin: Mapping[str, str]) -> None:
+        self.kind = kind
+        self._targets: dict[str, Any] = dict(builtin)
+        self._entry_points_loaded = False
+
+    def add(self, name: str, target: Any) -> None:
+        """Register ``target`` (an object or ``"module:attr"``) under a name that is still free.
+
+        Raises:
+            RegistryError: the name is taken.
+        """
+        if name in self._targets:
+            raise RegistryError(f"{self.kind}: {name!r} is registered already, choose another name")
+        self._targets[name] = target
+
+    def names(self) -> list[str]:
+        """Every registered name, sorted."""
+        self._load_entry_points()
+        return sorted(self._targets)
+
+    def get(self, name: str) -> Any:
+        """The component, imported on first use.
+
+        Raises:
+            RegistryError: no such name; the message lists near ones.
+        """
+        self._load_entry_points()
+        if name not in self._targets:
+            known = ", ".join(self.names()) if len(self._targets) <= 12 else f"{len(self._targets)}"
+            raise RegistryError(
+                f"unknown {self.kind} name {name!r}{near_names(name, self._targets)} "
+                f"(known: {known}; see `embodied-rl list {self.kind}`)"
+            )
+        target = self._targets[name]
+        if isinstance(target, str):
+            module, _, attribute = target.partition(":")
+            target = getattr(importlib.import_module(module), attribute)
+            self._targets[name] = target
+        return target
+
+    def _load_entry_points(self) -> None:
+        if self._entry_points_loaded:
+            return
+        self._entry_points_loaded = True
+        if self.kind == "recipes":
+            from embodied_rl import configs
+
+            for name, recipe in configs.builtin_recipes().items():
+                self.add(name, recipe)
+        for point in entry_points(group=f"embodied_rl.{self.kind}"):
+            self.add(point.name, point.value)
+
+
+_REGISTRIES = {kind: Registry(kind, names) for kind, names in BUILTIN.items()}
+
+
+def registry(kind: str) -> Registry:
+    """The registry of a kind, one of ``KINDS``."""
+    if kind not in _REGISTRIES:
+        raise RegistryError(f"unknown kind {kind!r}{near_names(kind, KINDS)}; kinds: {KINDS}")
+    return _REGISTRIES[kind]
+
+
+def register(kind: str, name: str) -> Callable[[Any], Any]:
+    """Decorator that registers a function or class of one's own under ``name``."""
+
+    def add(target: Any) -> Any:
+        registry(kind).add(name, target)
+        return target
+
+    return add
+
+
+@dataclasses.dataclass(frozen=True)
+class Option:
+    """One option of a component: its annotation and default (``inspect.Parameter.empty``: none)."""
+
+    annotation: Any
+    default: Any
+
+
+def options_of(target: Any) -> dict[str, Option]:
+    """The options a component takes: fields of its ``Config``, else its keyword-only arguments."""
+    config = getattr(target, "Config", None)
+    if config is not None and dataclasses.is_dataclass(config):
+        hints = typing.get_type_hints(config)
+        return {
+            field.name: Option(hints[field.name], _field_default(field))
+            for field in dataclasses.fields(config)
+        }
+    function = target.__init__ if inspect.isclass(target) else target
+    hints = typing.get_type_hints(function)
+    return {
+        parameter.name: Option(hints.get(parameter.name, Any), parameter.default)
+        for parameter in inspect.signature(function).parameters.values()
+        if parameter.kind is inspect.Parameter.KEYWORD_ONLY
+    }
+
+
+def _field_default(field: dataclasses.Field[Any]) -> Any:
+    if field.default is not dataclasses.MISSING:
+        return field.default
+    if field.default_factory is not dataclasses.MISSING:
+        return field.default_factory()
+    return inspect.Parameter.empty

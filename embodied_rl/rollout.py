@@ -1,0 +1,257 @@
+"""The only loop that steps a training environment.
+
+``collect`` records ``T`` decisions of ``N`` environments into one ``Rollout``. Two modes:
+
+* fixed length: ``num_steps`` decisions from where the environments stand (SAME_STEP autoreset);
+* whole episodes (``num_steps=0``): every environment plays one episode and then waits, unstepped,
+  with ``valid`` False (autoreset DISABLED).
+
+Values are asked for once, in one batch after the loop, unless the policy returned them while
+sampling. ``next_values`` is filled here and nowhere else: 0 if terminated, V(final_obs) if
+truncated, else V(s_{t+1}).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from embodied_rl.types import Policy, PolicyOutput, Rollout, TensorDict, VectorEnv
+
+VALUE_BATCH = 16_384
+"""Rows per forward pass when values are computed, to bound memory."""
+
+
+@dataclass
+class Cursor:
+    """Where collection stands between two rollouts; checkpointed.
+
+    Attributes:
+        obs: current observation of every row.
+        episode_ids: [N] int64 running trajectory of every row.
+        next_episode_id: first id that was never used.
+        env_steps: simulator steps taken since the start of the run.
+        finished: return, length, success_once, success_at_end and task_ids of the episodes that
+            ended in the last rollout, [E] each; not checkpointed.
+    """
+
+    obs: TensorDict
+    episode_ids: Tensor
+    next_episode_id: int
+    env_steps: int = 0
+    finished: TensorDict = field(default_factory=dict)
+
+
+def start(env: VectorEnv, *, task_ids: Tensor | None = None) -> Cursor:
+    """Reset every row (to ``task_ids`` [N] if given) and return a fresh cursor."""
+    options = None if task_ids is None else {"task_ids": task_ids}
+    obs, _ = env.reset(options=options)
+    return Cursor(obs=obs, episode_ids=torch.arange(env.num_envs), next_episode_id=env.num_envs)
+
+
+def restart(env: VectorEnv, cursor: Cursor, *, task_ids: Tensor | None = None) -> None:
+    """Begin a new episode in every row, in place."""
+    options = None if task_ids is None else {"task_ids": task_ids}
+    cursor.obs, _ = env.reset(options=options)
+    everywhere = torch.ones(env.num_envs, dtype=torch.bool)
+    _new_episodes(cursor, everywhere)
+
+
+def collect(
+    env: VectorEnv,
+    policy: Policy,
+    cursor: Cursor,
+    *,
+    num_steps: int = 0,
+    generator: torch.Generator | None,
+    policy_version: int = 0,
+    deterministic: bool = False,
+    while_stepping: Callable[[], Any] | None = None,
+) -> Rollout:
+    """Step ``env`` with ``policy`` and record what happened.
+
+    Args:
+        env: environments; autoreset SAME_STEP for fixed length, DISABLED for whole episodes.
+        policy: samples actions, without gradient.
+        cursor: advanced in place.
+        num_steps: T, or 0 for whole episodes.
+        generator: source of all sampling noise.
+        policy_version: stored with every step.
+        deterministic: greedy actions (evaluation).
+        while_stepping: called between ``send`` and ``recv``; overlaps other work with simulation.
+
+    Returns:
+        A rollout of T decisions; in whole-episode mode T is the longest episode.
+    """
+    records: list[dict[str, Any]] = []
+    running = torch.ones(env.num_envs, dtype=torch.bool)
+    while len(records) < num_steps or (num_steps == 0 and bool(running.any())):
+        with torch.no_grad():
+            output = policy.sample(cursor.obs, deterministic=deterministic, generator=generator)
+        env.send(output.actions)
+        if while_stepping is not None:
+            while_stepping()
+        record = {
+            "obs": cursor.obs,
+            "output": output,
+            "episode_ids": cursor.episode_ids,
+            "task_ids": env.task_ids,
+            "group_ids": env.group_ids,
+        }
+        obs, record["rewards"], terminated, truncated, info = env.recv()
+        record |= {"terminated": terminated, "truncated": truncated, "info": info}
+        records.append(record)
+        cursor.obs = obs
+        done = terminated | truncated
+        if num_steps == 0:
+            running &= ~done
+        elif bool(done.any()):
+            _new_episodes(cursor, done)
+    rollout = _assemble(records, cursor, policy, policy_version)
+    cursor.env_steps += int(rollout.num_env_steps.sum())
+    cursor.finished = _finished_episodes(records)
+    return rollout
+
+
+def _finished_episodes(records: list[dict[str, Any]]) -> TensorDict:
+    parts: dict[str, list[Tensor]] = {}
+    for record in records:
+        ended = record["info"]["_episode"]
+        for name, value in (*record["info"]["episode"].items(), ("task_ids", record["task_ids"])):
+            parts.setdefault(name, []).append(value[ended])
+    return {name: torch.cat(values) for name, values in parts.items()}
+
+
+def concat_rollouts(parts: list[Rollout]) -> Rollout:
+    """Put rollouts side by side along N; shorter ones are padded with invalid steps."""
+    if len(parts) == 1:
+        return parts[0]
+    longest = max(part.shape[0] for part in parts)
+
+    def join(values: list[Tensor]) -> Tensor:
+        return torch.cat([_pad_steps(value, longest) for value in values], 1)
+
+    merged: dict[str, Any] = {}
+    for f in fields(Rollout):
+        values = [getattr(part, f.name) for part in parts]
+        if isinstance(values[0], dict):
+            merged[f.name] = {key: join([value[key] for value in values]) for key in values[0]}
+        else:
+            merged[f.name] = join(values)
+    return Rollout(**merged)
+
+
+def _pad_steps(value: Tensor, steps: int) -> Tensor:
+    """Zeros after the last step; ids are repeated so that padding belongs to its own episode."""
+    missing = steps - value.shape[0]
+    if missing == 0:
+        return value
+    if value.dtype == torch.int64:
+        return torch.cat([value, value[-1:].expand(missing, *value.shape[1:])])
+    return torch.cat([value, value.new_zeros((missing, *value.shape[1:]))])
+
+
+def _new_episodes(cursor: Cursor, done: Tensor) -> None:
+    count = int(done.sum())
+    ids = cursor.episode_ids.clone()
+    ids[done] = torch.arange(cursor.next_episode_id, cursor.next_episode_id + count)
+    cursor.episode_ids = ids
+    cursor.next_episode_id += count
+
+
+def _assemble(
+    records: list[dict[str, Any]], cursor: Cursor, policy: Policy, policy_version: int
+) -> Rollout:
+    def stack(name: str) -> Tensor:
+        return torch.stack([record[name] for record in records])
+
+    def stack_info(name: str) -> Tensor:
+        return torch.stack([record["info"][name] for record in records])
+
+    outputs: list[PolicyOutput] = [record["output"] for record in records]
+    obs = {name: torch.stack([r["obs"][name] for r in records]) for name in cursor.obs}
+    rewards, terminated, truncated = stack("rewards"), stack("terminated"), stack("truncated")
+    values, next_values = _values(records, outputs, obs, cursor, policy, terminated, truncated)
+    steps, envs = rewards.shape
+    if outputs[0].log_probs is None:
+        log_probs = torch.zeros((steps, envs, 1))
+        unit_mask = torch.ones((steps, envs, 1), dtype=torch.bool)
+    else:
+        log_probs = torch.stack([o.log_probs for o in outputs if o.log_probs is not None])
+        unit_mask = policy.unit_mask(stack_info("unit_mask").flatten(0, 1))
+        unit_mask = unit_mask.unflatten(0, (steps, envs))
+    replay = {name: torch.stack([o.replay[name] for o in outputs]) for name in outputs[0].replay}
+    return Rollout(
+        obs=obs,
+        actions=torch.stack([output.actions for output in outputs]),
+        log_probs=log_probs,
+        unit_mask=unit_mask,
+        values=values,
+        next_values=next_values,
+        rewards=rewards,
+        terminated=terminated,
+        truncated=truncated,
+        success=stack_info("success"),
+        valid=stack_info("valid"),
+        num_env_steps=stack_info("num_env_steps"),
+        group_ids=stack("group_ids"),
+        task_ids=stack("task_ids"),
+        episode_ids=stack("episode_ids"),
+        policy_version=torch.full((steps, envs), policy_version),
+        replay=replay,
+    )
+
+
+@torch.no_grad()
+def _values(
+    records: list[dict[str, Any]],
+    outputs: list[PolicyOutput],
+    obs: TensorDict,
+    cursor: Cursor,
+    policy: Policy,
+    terminated: Tensor,
+    truncated: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """V(s_t) and the bootstrap value of every step, both [T, N]."""
+    steps, envs = terminated.shape
+    if outputs[0].values is None:
+        values = batched_value(policy, {k: v.flatten(0, 1) for k, v in obs.items()})
+        values = values.view(steps, envs)
+    else:
+        values = torch.stack([output.values for output in outputs if output.values is not None])
+    last = batched_value(policy, cursor.obs)
+    next_values = torch.cat([values[1:], last.unsqueeze(0)])
+    next_values = next_values.masked_fill(terminated, 0.0)
+    cut = (truncated & ~terminated).nonzero()
+    if len(cut):
+        # A truncated row's successor is its final observation, not the first of the next episode.
+        final = {
+            name: torch.stack([_final_obs(records[t], t, records, cursor, name)[n] for t, n in cut])
+            for name in obs
+        }
+        next_values[cut[:, 0], cut[:, 1]] = batched_value(policy, final)
+    return values, next_values
+
+
+def _final_obs(
+    record: dict[str, Any], t: Tensor, records: list[dict[str, Any]], cursor: Cursor, name: str
+) -> Tensor:
+    """[N, ...] observations a step led to, before any automatic reset."""
+    if "final_obs" in record["info"]:
+        return record["info"]["final_obs"][name]
+    following = int(t) + 1
+    return records[following]["obs"][name] if following < len(records) else cursor.obs[name]
+
+
+def batched_value(policy: Policy, obs: TensorDict) -> Tensor:
+    """``policy.value`` over any number of rows in bounded memory."""
+    rows = next(iter(obs.values())).shape[0]
+    parts = [
+        policy.value({name: value[i : i + VALUE_BATCH] for name, value in obs.items()})
+        for i in range(0, rows, VALUE_BATCH)
+    ]
+    return parts[0] if len(parts) == 1 else torch.cat(parts)

@@ -1,0 +1,222 @@
+"""Videos with a caption under every frame, and films of trained policies.
+
+Axes: T frame, height, width, 3 colour channels (RGB, uint8).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from embodied_rl.config import EnvConfig
+from embodied_rl.doctor import gl_backend
+from embodied_rl.metrics import Progress
+from embodied_rl.types import Policy, TensorDict
+
+LINE_HEIGHT = 18
+"""Pixels per line of a caption."""
+FRAME_SKIP = 4
+"""Simulator steps per frame of a film: 80 steps and 20 frames a second are real time."""
+HOLD_FRAMES = 10
+"""How often the last picture of a solved episode is repeated."""
+
+
+class VideoError(RuntimeError):
+    """A video that cannot be made; the message says what is missing."""
+
+
+def write_video(
+    path: str | Path,
+    frames: Sequence[np.ndarray] | np.ndarray,
+    *,
+    captions: Sequence[str] = (),
+    fps: int = 30,
+) -> Path:
+    """Write an mp4 (H.264) file.
+
+    Args:
+        path: file to write; missing folders are made.
+        frames: [T, height, width, 3] uint8.
+        captions: one text per frame, drawn under the picture; lines are cut where they do not fit.
+            Empty for none.
+        fps: frames per second.
+
+    Returns:
+        ``path``.
+
+    Raises:
+        VideoError: PyAV is not installed.
+        ValueError: no frames, other shapes, or not one caption per frame.
+    """
+    path = Path(path)
+    first = np.asarray(frames[0]) if len(frames) else np.zeros(0)
+    if first.ndim != 3 or first.shape[-1] != 3 or first.dtype != np.uint8:
+        raise ValueError(f"frames must be uint8 [T, height, width, 3], got {first.shape}")
+    if captions and len(captions) != len(frames):
+        raise ValueError(f"{len(captions)} captions for {len(frames)} frames: give one per frame")
+    av = _import_av()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f".{path.name}.unfinished")
+    try:
+        with av.open(str(unfinished), "w", format="mp4", options={"movflags": "faststart"}) as file:
+            stream = file.add_stream("libx264", rate=fps, options={"crf": "23"})
+            # The format that every browser plays; it needs even sizes.
+            stream.pix_fmt = "yuv420p"
+            for index, picture in enumerate(_captioned(frames, captions)):
+                if index == 0:
+                    stream.height, stream.width = picture.shape[:2]
+                file.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+            file.mux(stream.encode())
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+    return path
+
+
+def _import_av() -> Any:
+    try:
+        import av
+    except ImportError as error:
+        raise VideoError(
+            "videos need the PyAV library: pip install 'embodied-rl[video]'"
+        ) from error
+    return av
+
+
+def _captioned(
+    frames: Sequence[np.ndarray] | np.ndarray, captions: Sequence[str]
+) -> Iterator[np.ndarray]:
+    """Frames of even size, each with its caption on a dark band below it."""
+    lines = max((text.count("\n") + 1 for text in captions), default=0)
+    band = lines * LINE_HEIGHT + (8 if lines else 0)
+    drawn: dict[str, np.ndarray] = {}
+    for index, frame in enumerate(frames):
+        height, width = frame.shape[0], frame.shape[1]
+        picture = np.zeros((height + band + height % 2, width + width % 2, 3), np.uint8)
+        picture[:height, :width] = frame
+        if lines:
+            text = captions[index]
+            if text not in drawn:
+                drawn[text] = _draw_text(text, width, band)
+            picture[height : height + band, :width] = drawn[text]
+        yield picture
+
+
+def _draw_text(text: str, width: int, height: int) -> np.ndarray:
+    """[height, width, 3] uint8: light text on a dark band."""
+    from PIL import Image, ImageDraw, ImageFont
+
+    image = Image.new("RGB", (width, height), (24, 26, 30))
+    pen, font = ImageDraw.Draw(image), ImageFont.load_default(13)
+    for number, line in enumerate(text.split("\n")):
+        while line and pen.textlength(line, font=font) > width - 12:
+            line = line[:-2].rstrip() + "…" if len(line) > 2 else ""
+        pen.text((6, 4 + number * LINE_HEIGHT), line, font=font, fill=(235, 235, 235))
+    return np.asarray(image)
+
+
+# --- films of policies -----------------------------------------------------------------------
+
+
+def film_run(
+    run: str | Path, *, checkpoint: str = "", episodes: int = 3, output: str | Path = ""
+) -> Path:
+    """Film a saved policy, greedily, on the first episodes of the held-out manifest.
+
+    Args:
+        run: run folder or checkpoint folder.
+        checkpoint: name of a checkpoint of the run (``sft``, ``best``); the newest one by default.
+        episodes: how many, one after the other.
+        output: mp4 file; ``videos/<checkpoint or policy>.mp4`` in the run folder by default.
+
+    Returns:
+        The file.
+
+    Raises:
+        VideoError: a library is missing, or the simulator has no pictures.
+        CheckpointError: no readable checkpoint there.
+    """
+    from embodied_rl.build import load_policy
+    from embodied_rl.evaluate import make_manifest
+
+    run = Path(run)
+    _import_av()
+    _choose_gl()
+    named = run / "checkpoints" / checkpoint
+    policy, config, state = load_policy(named if named.is_dir() else run / checkpoint)
+    if config.env.simulator.name != "metaworld" or state["normalizer"] is not None:
+        raise VideoError(
+            "films are made of metaworld policies without running observation statistics, this is "
+            f"{config.env.simulator.name}"
+        )
+    manifest = make_manifest(state["task_names"], episodes=episodes, split="test")
+    frames: list[np.ndarray] = []
+    captions: list[str] = []
+    progress = Progress()
+    for count, (task, seed) in enumerate(zip(manifest.tasks, manifest.seeds, strict=True)):
+        progress.update("filming", count, episodes)
+        pictures, texts = _film_episode(policy, config.env, task, seed, state["task_names"])
+        frames += pictures
+        captions += texts
+    progress.update("filming", episodes, episodes)
+    progress.close()
+    target = Path(output) if output else run / "videos" / f"{checkpoint or 'policy'}.mp4"
+    return write_video(target, frames, captions=captions, fps=80 // FRAME_SKIP)
+
+
+def _choose_gl() -> None:
+    """Set MUJOCO_GL before mujoco is imported: with one that cannot load, the import fails."""
+    backend = gl_backend()
+    if backend is None:
+        raise VideoError(
+            "films need the system library EGL or OSMesa: apt-get install libegl1 libgl1-mesa-dri"
+        )
+    os.environ["MUJOCO_GL"] = backend
+
+
+def _film_episode(
+    policy: Policy, env: EnvConfig, task: str, seed: int, task_names: Sequence[str]
+) -> tuple[list[np.ndarray], list[str]]:
+    """Frames and captions of one episode."""
+    from embodied_rl.envs.metaworld_render import render_episode
+    from embodied_rl.envs.metaworld_tasks import INSTRUCTIONS
+
+    limit = env.max_episode_steps or 500
+    act = _actor(policy, env, [INSTRUCTIONS[name] for name in task_names], task_names.index(task))
+    try:
+        frames, success = render_episode(
+            task, seed, act, max_episode_steps=limit, frame_skip=FRAME_SKIP, hold=HOLD_FRAMES
+        )
+    except (RuntimeError, ImportError, ValueError) as error:
+        raise VideoError(str(error)) from error
+    solved = len(frames) - HOLD_FRAMES - 1 if success else len(frames)
+    captions = [
+        f"{INSTRUCTIONS[task]}\nstep {min(i, solved) * FRAME_SKIP}"
+        f"   reward {int(i >= solved)}{'   SUCCESS' if i >= solved else ''}"
+        for i in range(len(frames))
+    ]
+    return list(frames), captions
+
+
+def _actor(
+    policy: Policy, env: EnvConfig, instructions: Sequence[str], task_id: int
+) -> Callable[[np.ndarray], np.ndarray]:
+    """The policy as a function: observation [39] -> actions [H, D], greedy."""
+    extra: TensorDict = {}
+    if env.instruction_embedding != "none":
+        from embodied_rl.instructions import embed_instructions
+
+        table = embed_instructions(instructions, kind=env.instruction_embedding)
+        extra["instruction"] = table[task_id : task_id + 1]
+
+    @torch.no_grad()
+    def act(observation: np.ndarray) -> np.ndarray:
+        obs = {"state": torch.from_numpy(observation)[None].float(), **extra}
+        return policy.sample(obs, deterministic=True, generator=None).actions[0].numpy()
+
+    return act

@@ -1,0 +1,98 @@
+"""Videos play back what went in; a missing library is one sentence."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from embodied_rl import video
+from embodied_rl.video import LINE_HEIGHT, VideoError, write_video
+
+av = pytest.importorskip("av")
+
+
+def decode(path: Path) -> np.ndarray:
+    with av.open(str(path)) as file:
+        return np.stack([frame.to_ndarray(format="rgb24") for frame in file.decode(video=0)])
+
+
+def colours(count: int, height: int = 64, width: int = 96) -> np.ndarray:
+    """Frames of one grey value each, 20 levels apart."""
+    levels = (20 * np.arange(count) % 240).astype(np.uint8)
+    return np.broadcast_to(levels[:, None, None, None], (count, height, width, 3)).copy()
+
+
+def test_frames_come_back_in_order(tmp_path: Path) -> None:
+    frames = colours(12)
+    decoded = decode(write_video(tmp_path / "deep" / "v.mp4", frames, fps=10))
+    assert decoded.shape == frames.shape
+    np.testing.assert_allclose(decoded.mean((1, 2, 3)), frames.mean((1, 2, 3)), atol=4)
+
+
+def test_odd_sizes_are_padded_for_the_codec(tmp_path: Path) -> None:
+    assert decode(write_video(tmp_path / "v.mp4", colours(3, 63, 95))).shape == (3, 64, 96, 3)
+
+
+def test_caption_is_below_the_picture_and_changes_with_it(tmp_path: Path) -> None:
+    frames = np.full((4, 64, 200, 3), 128, np.uint8)
+    captions = ["push the puck\nstep 0"] * 2 + ["push the puck\nstep 4   SUCCESS"] * 2
+    decoded = decode(write_video(tmp_path / "v.mp4", frames, captions=captions)).astype(float)
+    assert decoded.shape[1] >= 64 + 2 * LINE_HEIGHT
+    np.testing.assert_allclose(decoded[:, :60], 128, atol=6)
+    band = decoded[:, 64:]
+    assert band.max() > 180
+    assert np.abs(band[1] - band[0]).max() < 40
+    assert np.abs(band[2] - band[1]).max() > 100
+
+
+def test_long_captions_are_cut_and_not_wrapped(tmp_path: Path) -> None:
+    decoded = decode(write_video(tmp_path / "v.mp4", colours(2), captions=["word " * 200] * 2))
+    assert decoded.shape[1] < 64 + 2 * LINE_HEIGHT
+
+
+@pytest.mark.parametrize(
+    "frames", [np.zeros((0, 4, 4, 3), np.uint8), np.zeros((2, 4, 4, 3)), np.zeros((2, 4, 4), "u1")]
+)
+def test_wrong_frames_are_refused(frames: np.ndarray, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="frames must be uint8"):
+        write_video(tmp_path / "v.mp4", frames)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_captions_must_match_frames(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="one per frame"):
+        write_video(tmp_path / "v.mp4", colours(3), captions=["a"])
+
+
+def test_missing_library_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "av", None)
+    with pytest.raises(VideoError, match=r"pip install 'embodied-rl\[video\]'"):
+        write_video(tmp_path / "v.mp4", colours(2))
+    with pytest.raises(VideoError, match=r"pip install 'embodied-rl\[video\]'"):
+        video.film_run(tmp_path)
+
+
+def test_no_opengl_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MUJOCO_GL", "disable")
+    with pytest.raises(VideoError, match="apt-get install libegl1"):
+        video.film_run(tmp_path)
+
+
+def test_an_interrupted_video_leaves_no_half_file(tmp_path: Path) -> None:
+    class Film:
+        def __len__(self) -> int:
+            return 200
+
+        def __getitem__(self, index: int) -> np.ndarray:
+            if index > 150:  # later than the encoder looks ahead
+                raise KeyboardInterrupt
+            return colours(1)[0]
+
+    film: Any = Film()
+    with pytest.raises(KeyboardInterrupt):
+        write_video(tmp_path / "v.mp4", film)
+    assert list(tmp_path.iterdir()) == []
