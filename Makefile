@@ -32,4 +32,4 @@ oracles: ## compare with the functions of rlinf and verl, in an environment of t
 
 bench: ## speed against Stable-Baselines3 and a single-file PPO
 	@$(setup) $(test_extras),sb3
-	@OMP_NUM_THREADS=1 $(bin)/embodied-rl bench
+	@OMP_NUM_THREADS=1 $(bin)/python -m benchmarks

@@ -20,12 +20,9 @@ if [[ "$(cat "$venv/recipe" 2>/dev/null)" != "$recipe" ]]; then
     rm -rf "$venv"
     "${PYTHON:-python3.11}" -m venv "$venv"
     # torch first and pinned: an open requirement takes the newest CUDA build
-    if command -v nvidia-smi >/dev/null; then
-        pip install --quiet "torch==$torch_version" >&2
-    else
-        pip install --quiet "torch==$torch_version+cpu" >&2 || pip install --quiet \
-            "torch==$torch_version" --index-url https://download.pytorch.org/whl/cpu >&2
-    fi
+    index=()
+    if [[ -n "${TORCH_INDEX_URL:-}" ]]; then index=(--index-url "$TORCH_INDEX_URL"); fi
+    pip install --quiet "torch==$torch_version" ${index[@]+"${index[@]}"} >&2
     pip install --quiet "${needs[@]}" >&2
     pip install --quiet --no-deps "${peers[@]}" >&2
     echo "$recipe" >"$venv/recipe"

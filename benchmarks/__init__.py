@@ -1,0 +1,1 @@
+"""Speed against named peers, in interleaved rounds of one run: ``python -m benchmarks``."""
