@@ -12,9 +12,10 @@ from torch import nn
 
 from embodied_rl import checkpoint
 from embodied_rl.checkpoint import CheckpointError
-from embodied_rl.config import EnvConfig, TrainConfig, from_yaml
+from embodied_rl.config import ConfigError, EnvConfig, TrainConfig, from_yaml
 from embodied_rl.envs import make_env
 from embodied_rl.policies import make_policy
+from embodied_rl.registry import near_names
 from embodied_rl.seeding import derive_seed
 from embodied_rl.types import Policy, PolicySpec, VectorEnv
 
@@ -71,13 +72,22 @@ def build_env(
     return env
 
 
-def policy_spec(env: VectorEnv, *, chunk_length: int) -> PolicySpec:
+def policy_spec(env: VectorEnv, config: EnvConfig) -> PolicySpec:
     """What a policy must know of an environment.
 
     Raises:
+        ConfigError: ``config.observations`` names one that the environment does not have.
         ValueError: an action space that is neither a flat Box nor Discrete.
     """
-    spaces = env.single_observation_space.spaces
+    spaces = dict(env.single_observation_space.spaces)
+    for name in config.observations:
+        if name not in spaces:
+            hint = near_names(name, spaces)
+            raise ConfigError(
+                f"env.observations: there is no {name!r}{hint} (there are: {', '.join(spaces)})"
+            )
+    if config.observations:
+        spaces = {name: spaces[name] for name in config.observations}
     action = env.single_action_space
     if isinstance(action, gymnasium.spaces.Discrete):
         continuous, discrete = 0, int(action.n)
@@ -90,7 +100,7 @@ def policy_spec(env: VectorEnv, *, chunk_length: int) -> PolicySpec:
         obs_dtypes={name: str(space.dtype) for name, space in spaces.items()},
         action_dim=continuous,
         num_actions=discrete,
-        chunk_length=chunk_length,
+        chunk_length=config.chunk_length,
         num_tasks=len(env.task_names),
     )
 

@@ -99,6 +99,7 @@ class EnvConfig:
         chunk_length: H, actions executed open loop per decision.
         max_episode_steps: time limit in simulator steps; 0 keeps the simulator's own.
         group_size: G consecutive rows that share task and initial state (GRPO).
+        observations: names of the observations that the policy sees; empty: all of them.
         instruction_embedding: adds ``obs["instruction"]``: ``none``, ``hashed`` or ``minilm``.
         normalize_obs: running standardisation of vector observations (checkpointed); policies
             that imitate first standardise with dataset statistics instead.
@@ -110,6 +111,7 @@ class EnvConfig:
     chunk_length: int = 1
     max_episode_steps: int = 0
     group_size: int = 1
+    observations: tuple[str, ...] = ()
     instruction_embedding: Literal["none", "hashed", "minilm"] = "none"
     normalize_obs: bool = False
     num_threads: int = 0

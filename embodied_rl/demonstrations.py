@@ -7,6 +7,7 @@ on with the attempts that are missing and ends with the same episodes.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -147,7 +148,7 @@ def _play(
     """
     rows = len(seeds)
     env = build_env(
-        config.env,
+        replace(config.env, max_episode_steps=0),  # an expert may take longer than a policy may
         seed=0,
         autoreset=False,
         num_envs=rows,

@@ -13,7 +13,7 @@ from embodied_rl.types import Policy, PolicySpec
 def explain(config: TrainConfig) -> str:
     """Samples and gradient steps per iteration, parameters, memory, and the resolved YAML."""
     env = build_env(config.env, seed=0, autoreset=config.num_steps > 0, num_envs=1, group_size=1)
-    spec = policy_spec(env, chunk_length=config.env.chunk_length)
+    spec = policy_spec(env, config.env)
     limit = config.env.max_episode_steps
     num_tasks = len(env.task_names)
     env.close()

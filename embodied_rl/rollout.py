@@ -61,6 +61,7 @@ def restart(env: VectorEnv, cursor: Cursor, *, task_ids: Tensor | None = None) -
     _new_episodes(cursor, everywhere)
 
 
+@torch.no_grad()
 def collect(
     env: VectorEnv,
     policy: Policy,
@@ -82,16 +83,17 @@ def collect(
         generator: source of all sampling noise.
         policy_version: stored with every step.
         deterministic: greedy actions (evaluation).
-        while_stepping: called between ``send`` and ``recv``; overlaps other work with simulation.
+        while_stepping: called between ``send`` and ``recv``, with gradients off; overlaps other
+            work with simulation.
 
     Returns:
         A rollout of T decisions; in whole-episode mode T is the longest episode.
     """
     records: list[dict[str, Any]] = []
+    ended: list[dict[str, Any]] = []
     running = torch.ones(env.num_envs, dtype=torch.bool)
     while len(records) < num_steps or (num_steps == 0 and bool(running.any())):
-        with torch.no_grad():
-            output = policy.sample(cursor.obs, deterministic=deterministic, generator=generator)
+        output = policy.sample(cursor.obs, deterministic=deterministic, generator=generator)
         env.send(output.actions)
         if while_stepping is not None:
             while_stepping()
@@ -107,17 +109,20 @@ def collect(
         records.append(record)
         cursor.obs = obs
         done = terminated | truncated
-        if num_steps == 0:
-            running &= ~done
-        elif bool(done.any()):
-            _new_episodes(cursor, done)
+        if bool(done.any()):
+            ended.append(record)
+            if num_steps == 0:
+                running &= ~done
+            else:
+                _new_episodes(cursor, done)
     rollout = _assemble(records, cursor, policy, policy_version)
     cursor.env_steps += int(rollout.num_env_steps.sum())
-    cursor.finished = _finished_episodes(records)
+    cursor.finished = _finished_episodes(ended or records[-1:])
     return rollout
 
 
 def _finished_episodes(records: list[dict[str, Any]]) -> TensorDict:
+    """Metrics of the episodes that ended in ``records``, at least one record."""
     parts: dict[str, list[Tensor]] = {}
     for record in records:
         ended = record["info"]["_episode"]

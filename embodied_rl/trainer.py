@@ -178,7 +178,7 @@ def open_session(config: TrainConfig, folder: Path) -> Session:
     env = build_env(
         config.env, seed=derive_seed(config.seed, "env"), autoreset=config.num_steps > 0
     )
-    policy = build_policy(config, policy_spec(env, chunk_length=config.env.chunk_length))
+    policy = build_policy(config, policy_spec(env, config.env))
     if config.init_from:
         start, _, _ = load_policy(config.init_from)
         assert isinstance(policy, nn.Module) and isinstance(start, nn.Module)

@@ -146,13 +146,14 @@ class Advantages:
 class Batch:
     """A minibatch: ``B`` kept decision steps with everything a loss may need.
 
-    Shapes are those of ``Rollout`` with [T, N] replaced by [B].
+    Shapes are those of ``Rollout`` with [T, N] replaced by [B]; ``unit_mask`` is None where every
+    unit was executed.
     """
 
     obs: TensorDict
     actions: Tensor
     log_probs: Tensor
-    unit_mask: Tensor
+    unit_mask: Tensor | None
     values: Tensor
     advantages: Tensor
     episode_ids: Tensor

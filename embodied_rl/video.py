@@ -207,6 +207,8 @@ def _actor(
     policy: Policy, env: EnvConfig, instructions: Sequence[str], task_id: int
 ) -> Callable[[np.ndarray], np.ndarray]:
     """The policy as a function: observation [39] -> actions [H, D], greedy."""
+    from embodied_rl.envs.metaworld import relative_features
+
     extra: TensorDict = {}
     if env.instruction_embedding != "none":
         from embodied_rl.instructions import embed_instructions
@@ -216,7 +218,9 @@ def _actor(
 
     @torch.no_grad()
     def act(observation: np.ndarray) -> np.ndarray:
-        obs = {"state": torch.from_numpy(observation)[None].float(), **extra}
+        state = observation[None].astype(np.float32)
+        arrays = {"state": state, "relative": relative_features(state)}
+        obs = {name: torch.from_numpy(value) for name, value in arrays.items()} | extra
         return policy.sample(obs, deterministic=True, generator=None).actions[0].numpy()
 
     return act

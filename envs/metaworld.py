@@ -29,25 +29,24 @@ HAND, OBJECT, OTHER, GOAL = slice(0, 3), slice(4, 7), slice(11, 14), slice(36, 3
 
 
 def relative_features(state: Array) -> Array:
-    """Displacements [..., 15] between the positions in states [..., 39].
+    """What matters of states [..., 39] without absolute positions: [..., 18].
 
-    Hand to object, object to goal, hand to goal, hand to other object, object to other object; the
-    last two are zero for a task with one object. They are linear in the state and add no
-    information, but spare a network that has seen three puck positions from having to discover
-    that only the difference matters.
+    Displacements hand to object, object to goal, hand to goal, hand to other object, object to
+    other object (the last two zero for a task with one object), then gripper opening, height of
+    the hand and height of the object. A network that has seen three puck positions cannot tell
+    where the hand was from where it was in relation to the puck; without absolute positions it
+    does not have to.
     """
     hand, thing, other, goal = (state[..., part] for part in (HAND, OBJECT, OTHER, GOAL))
     present = other.any(-1, keepdims=True)
-    return np.concatenate(
-        [
-            thing - hand,
-            goal - thing,
-            goal - hand,
-            (other - hand) * present,
-            (other - thing) * present,
-        ],
-        axis=-1,
+    displacements = (
+        thing - hand,
+        goal - thing,
+        goal - hand,
+        (other - hand) * present,
+        (other - thing) * present,
     )
+    return np.concatenate([*displacements, state[..., 3:4], hand[..., 2:], thing[..., 2:]], axis=-1)
 
 
 class RelativeSimulator(EnvPoolSimulator):
@@ -56,7 +55,7 @@ class RelativeSimulator(EnvPoolSimulator):
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         children = dict(self.observation_space.spaces)
-        children["relative"] = spaces.Box(-np.inf, np.inf, (15,), np.float32)
+        children["relative"] = spaces.Box(-np.inf, np.inf, (18,), np.float32)
         self.observation_space = spaces.Dict(children)
 
     def _read_obs(self, raw: Any) -> ArrayDict:
@@ -96,7 +95,7 @@ def make(
         device: of observations, rewards and flags.
         num_threads: simulation threads; None: all usable cores.
         reward: ``"sparse"`` (1 on success, else 0) or ``"dense"`` (the benchmark's, 0 to 10).
-        features: ``"state"``, or ``"relative"`` which adds the observation ``relative`` [15], see
+        features: ``"state"``, or ``"relative"`` which adds the observation ``relative`` [18], see
             ``relative_features``; it makes imitation of few episodes generalise better.
         terminate_on_success: success ends an episode.
         episode_seeds: [N] envpool seeds instead of derived ones; with the task of a row they name

@@ -28,6 +28,7 @@ from embodied_rl.losses.reduce import (
     count_trajectory_units,
     masked_mean,
     num_groups,
+    zero_outside,
 )
 from embodied_rl.types import Advantages, Batch, LogProbOutput, Policy, Rollout, TensorDict
 
@@ -121,6 +122,7 @@ class PolicyGradient:
         if config.kl_coef or config.w2_coef:
             self.reference = copy.deepcopy(self.policy).requires_grad_(False)
         self.optimizer = torch.optim.Adam(self.parameter_groups(), eps=1e-5, fused=True)
+        self.trained = [p for group in self.optimizer.param_groups for p in group["params"]]
         self.base_rates = [group["lr"] for group in self.optimizer.param_groups]
 
     def parameter_groups(self) -> list[dict[str, Any]]:
@@ -158,7 +160,8 @@ class PolicyGradient:
 
         An empty ``keep`` yields nothing: there is nothing to learn from.
         """
-        rows, total = self._kept_rows(rollout, advantages)
+        rows = self._kept_rows(rollout, advantages)
+        total = len(rows.advantages)
         if total == 0:
             return
         self._set_learning_rate(env_steps)
@@ -172,8 +175,10 @@ class PolicyGradient:
         minibatch_size = math.ceil(total / self.config.num_minibatches)
         for _ in range(self.config.num_epochs):
             kl = 0.0
-            for index in torch.randperm(total, generator=generator).split(minibatch_size):
-                stats = self._gradient_step(rows, index, generator)
+            shuffled = take(rows, torch.randperm(total, generator=generator))
+            for start in range(0, total, minibatch_size):
+                minibatch = take(shuffled, slice(start, start + minibatch_size))
+                stats = self._gradient_step(minibatch, generator)
                 kl = stats["joint_kl"]
                 yield stats
             if self.config.target_kl and kl > self.config.target_kl:
@@ -211,7 +216,7 @@ class PolicyGradient:
             obs, actions, mask = state["targets"]
             self.targets = obs, actions, mask
 
-    def _kept_rows(self, rollout: Rollout, advantages: Advantages) -> tuple[dict[str, Any], int]:
+    def _kept_rows(self, rollout: Rollout, advantages: Advantages) -> Batch:
         """Flatten [T, N] to the M rows that carry gradient, once per update."""
         keep = advantages.keep.flatten()
         index = None if bool(keep.all()) else keep.nonzero().squeeze(1)
@@ -220,20 +225,21 @@ class PolicyGradient:
             value = value.flatten(0, 1)
             return value if index is None else value[index]
 
-        rows: dict[str, Any] = {
-            "obs": {name: flat(value) for name, value in rollout.obs.items()},
-            "actions": flat(rollout.actions),
-            "log_probs": flat(rollout.log_probs),
-            "unit_mask": flat(rollout.unit_mask),
-            "values": flat(rollout.values),
-            "episode_ids": flat(rollout.episode_ids),
-            "advantages": flat(advantages.advantages),
-            "returns": None if advantages.returns is None else flat(advantages.returns),
-            "replay": {name: flat(value) for name, value in rollout.replay.items()},
-        }
+        replay = {name: flat(value) for name, value in rollout.replay.items()}
         if self.reference is not None and self.config.kl_coef and self.config.kl_in == "loss":
-            rows["replay"]["reference_log_probs"] = flat(self._reference_log_probs(rollout))
-        return rows, len(rows["advantages"])
+            replay["reference_log_probs"] = flat(self._reference_log_probs(rollout))
+        mask = flat(rollout.unit_mask)
+        return Batch(
+            obs={name: flat(value) for name, value in rollout.obs.items()},
+            actions=flat(rollout.actions),
+            log_probs=flat(rollout.log_probs),
+            unit_mask=None if bool(mask.all()) else mask,
+            values=flat(rollout.values),
+            episode_ids=flat(rollout.episode_ids),
+            advantages=flat(advantages.advantages),
+            returns=None if advantages.returns is None else flat(advantages.returns),
+            replay=replay,
+        )
 
     @torch.no_grad()
     def _reference_log_probs(self, rollout: Rollout) -> Tensor:
@@ -243,45 +249,62 @@ class PolicyGradient:
         output = self.reference.log_prob(obs, rollout.actions.flatten(0, 1), replay)
         return output.log_probs.unflatten(0, rollout.shape)
 
-    def _gradient_step(
-        self, rows: dict[str, Any], index: Tensor, generator: torch.Generator | None
-    ) -> Stats:
+    @torch.enable_grad()  # asynchronous steps are taken inside ``collect``, which needs none
+    def _gradient_step(self, batch: Batch, generator: torch.Generator | None) -> Stats:
         self.optimizer.zero_grad(set_to_none=True)
-        micro = self.config.micro_batch_size or len(index)
-        parts: list[Stats] = []
-        mask, episodes = rows["unit_mask"][index], rows["episode_ids"][index]
-        groups = num_groups(mask, by=self.config.loss_mean, trajectory_ids=episodes).clamp(min=1)
-        sizes = count_trajectory_units(mask, episodes)
-        for start in range(0, len(index), micro):
-            batch = _take(rows, index[start : start + micro])
-            share = len(batch.advantages) / len(index)
-            reduce = partial(
-                masked_mean,
-                by=self.config.loss_mean,
-                trajectory_ids=batch.episode_ids,
-                trajectory_sizes=sizes[start : start + micro],
-                denominator=groups * share,
-            )
-            loss, stats = self._loss(batch, reduce)
-            (loss * share).backward()
-            parts.append({name: value * share for name, value in stats.items()})
-        stats = {name: torch.stack([part[name] for part in parts]).sum() for name in parts[0]}
-        stats |= self._anchor_step(rows, index, generator)
+        if 0 < self.config.micro_batch_size < len(batch.advantages):
+            stats = self._accumulate(batch, self.config.micro_batch_size)
+        else:
+            loss, stats = self._loss(batch, self._reduce(batch, slice(None), 1.0))
+            loss.backward()
+        stats |= self._anchor_step(batch, generator)
         stats["grad_norm"] = nn.utils.clip_grad_norm_(
-            self.policy.parameters(), self.config.max_grad_norm, foreach=True
+            self.trained, self.config.max_grad_norm, foreach=True
         )
         self.optimizer.step()
         return stats
+
+    def _accumulate(self, batch: Batch, micro_batch_size: int) -> Stats:
+        """Gradients of a minibatch in parts that fit into memory."""
+        total: Stats = {}
+        size = len(batch.advantages)
+        for start in range(0, size, micro_batch_size):
+            rows = slice(start, start + micro_batch_size)
+            part = take(batch, rows)
+            share = len(part.advantages) / size
+            loss, stats = self._loss(part, self._reduce(batch, rows, share))
+            (loss * share).backward()
+            total = {name: total.get(name, 0.0) + stats[name] * share for name in stats}
+        return total
+
+    def _reduce(self, batch: Batch, rows: slice, share: float) -> Reduce:
+        """Mean over the units of ``batch[rows]``, a ``share`` of a minibatch.
+
+        Weighted with ``share``, the parts add up to the mean over the whole minibatch.
+        """
+        by, mask = self.config.loss_mean, batch.unit_mask
+        if mask is None and by != "trajectory":
+            return masked_mean  # every row has as many units as the others
+        if mask is None:
+            mask = torch.ones_like(batch.log_probs, dtype=torch.bool)
+        groups = num_groups(mask, by=by, trajectory_ids=batch.episode_ids).clamp(min=1)
+        sizes = count_trajectory_units(mask, batch.episode_ids) if by == "trajectory" else None
+        return partial(
+            masked_mean,
+            by=by,
+            trajectory_ids=batch.episode_ids[rows],
+            trajectory_sizes=None if sizes is None else sizes[rows],
+            denominator=groups * share,
+        )
 
     def _loss(self, batch: Batch, reduce: Reduce) -> tuple[Tensor, Stats]:
         """Loss of a micro-batch; ``reduce`` divides by what the whole minibatch holds."""
         config = self.config
         output: LogProbOutput = self.policy.log_prob(batch.obs, batch.actions, batch.replay)
-        advantages, clip = batch.advantages, torch.ones(())
+        advantages = batch.advantages
+        clip = 1.0 if output.clip_scale is None else output.clip_scale
         if output.unit_weight is not None:
             advantages = advantages.unsqueeze(-1) * output.unit_weight
-        if output.clip_scale is not None:
-            clip = output.clip_scale
         loss, stats = clipped_surrogate(
             output.log_probs,
             old_log_probs=batch.log_probs,
@@ -313,14 +336,13 @@ class PolicyGradient:
         loss = loss + self.extra_loss(batch, output, stats)
         return loss, stats
 
-    def _anchor_step(
-        self, rows: dict[str, Any], index: Tensor, generator: torch.Generator | None
-    ) -> Stats:
+    def _anchor_step(self, batch: Batch, generator: torch.Generator | None) -> Stats:
         """Gradients of the anchors, added to those of the policy loss."""
         stats: Stats = {}
         if self.config.bc_coef and self.targets is not None:
             obs, actions, mask = self.targets
-            pick = torch.randint(len(actions), (min(len(index), 1024),), generator=generator)
+            pick_count = min(len(batch.advantages), 1024)
+            pick = torch.randint(len(actions), (pick_count,), generator=generator)
             picked = {name: value[pick] for name, value in obs.items()}
             loss = self.policy.imitation_loss(
                 picked, actions[pick], mask[pick], generator=generator
@@ -328,11 +350,10 @@ class PolicyGradient:
             (self.config.bc_coef * loss).backward()
             stats["bc_loss"] = loss.detach()
         if self.config.w2_coef:
-            obs = {name: value[index] for name, value in rows["obs"].items()}
-            initial = rows["replay"]["chain"][index, 0]
+            initial = batch.replay["chain"][:, 0]
             with torch.no_grad():
-                anchor = self.reference.ode_actions(obs, initial)
-            loss = (self.policy.ode_actions(obs, initial) - anchor).square().mean()
+                anchor = self.reference.ode_actions(batch.obs, initial)
+            loss = (self.policy.ode_actions(batch.obs, initial) - anchor).square().mean()
             (self.config.w2_coef * loss).backward()
             stats["w2"] = loss.detach()
         return stats
@@ -345,13 +366,14 @@ class PolicyGradient:
             group["lr"] = rate * remaining
 
 
+@torch.no_grad()
 def joint_ratio_stats(output: LogProbOutput, batch: Batch) -> Stats:
     """Statistics of the exact joint log-ratio, whatever scale the clipped one has."""
     new, old = output.joint_log_probs, batch.replay.get("joint_log_probs")
     if new is None or old is None:
-        new = (output.log_probs * batch.unit_mask).sum(-1)
-        old = (batch.log_probs * batch.unit_mask).sum(-1)
-    delta = (new - old).detach()
+        new = zero_outside(output.log_probs, batch.unit_mask).sum(-1)
+        old = zero_outside(batch.log_probs, batch.unit_mask).sum(-1)
+    delta = new - old
     return {"joint_log_ratio_abs": delta.abs().mean(), "joint_kl": 0.5 * delta.square().mean()}
 
 
@@ -368,11 +390,12 @@ def mean_stats(steps: list[Stats]) -> dict[str, float]:
     return means | {"num_gradient_steps": float(len(steps))}
 
 
-def _take(rows: dict[str, Any], index: Tensor) -> Batch:
-    taken: dict[str, Any] = {}
-    for name, value in rows.items():
+def take(batch: Batch, index: Tensor | slice) -> Batch:
+    """The rows of a batch that ``index`` selects; a slice copies nothing."""
+
+    def select(value: Any) -> Any:
         if isinstance(value, dict):
-            taken[name] = {key: item[index] for key, item in value.items()}
-        else:
-            taken[name] = None if value is None else value[index]
-    return Batch(**taken)
+            return {name: item[index] for name, item in value.items()}
+        return None if value is None else value[index]
+
+    return Batch(**{f.name: select(getattr(batch, f.name)) for f in dataclasses.fields(Batch)})

@@ -59,9 +59,10 @@ def clipped_surrogate(
         raise ValueError(f"dual_clip is {dual_clip}; use a number above 1, e.g. 3.0")
     advantages = _per_unit(advantages, log_probs)
     log_ratio = _log_ratio(log_probs, old_log_probs, mask)
-    ratio = torch.exp(ratio_scale * log_ratio)
-    loss_free = -advantages * ratio
-    loss_clipped = -advantages * _clip(ratio, clip_ratio_low, clip_ratio_high)
+    ratio = torch.exp(log_ratio if ratio_scale == 1 else ratio_scale * log_ratio)
+    negative = -advantages
+    loss_free = negative * ratio
+    loss_clipped = negative * _clip(ratio, clip_ratio_low, clip_ratio_high)
     loss = torch.maximum(loss_free, loss_clipped)
     with torch.no_grad():
         stats = ratio_stats(log_ratio, mask=mask, ratio_scale=ratio_scale)

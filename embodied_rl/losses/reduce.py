@@ -58,8 +58,8 @@ def masked_mean(
     if by not in get_args(ReduceBy):
         raise ValueError(f"reduction by {by!r}; use one of {', '.join(get_args(ReduceBy))}")
     if mask is None:
-        if by == "token" and denominator is None:
-            return x.mean()
+        if by != "trajectory" and denominator is None:
+            return x.mean()  # rows, and blocks of a row, have as many units as the others
         mask = torch.ones_like(x, dtype=torch.bool)
     assert mask.shape == x.shape, f"mask {tuple(mask.shape)} for a loss {tuple(x.shape)}"
     if denominator is None:
