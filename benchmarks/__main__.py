@@ -68,9 +68,7 @@ def _contestants(setting: Setting, folder: Path) -> list[Contestant]:
     ]
 
 
-def measure(
-    contestants: Sequence[Contestant], *, rounds: int
-) -> tuple[np.ndarray, list[float]]:
+def measure(contestants: Sequence[Contestant], *, rounds: int) -> tuple[np.ndarray, list[float]]:
     """Time ``rounds`` rounds of every contestant in turn, after one that is not counted.
 
     Returns:

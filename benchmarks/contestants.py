@@ -90,9 +90,7 @@ def train_config(setting: Setting, *, seed: int, asynchronous: bool) -> TrainCon
     )
 
 
-def ours(
-    setting: Setting, *, seed: int, folder: Path, asynchronous: bool = False
-) -> Contestant:
+def ours(setting: Setting, *, seed: int, folder: Path, asynchronous: bool = False) -> Contestant:
     """This project's trainer."""
     session = trainer.open_session(
         train_config(setting, seed=seed, asynchronous=asynchronous), folder
@@ -142,7 +140,7 @@ def stable_baselines3(setting: Setting, *, seed: int, folder: Path) -> Contestan
 
 
 def raw_stepping(setting: Setting, *, seed: int) -> Contestant:
-    """envpool alone: the same number of steps with random actions that were drawn beforehand."""
+    """Envpool alone: the same number of steps with random actions that were drawn beforehand."""
     pool = make_pool(setting, seed=seed)
     pool.reset()
     pool.action_space.seed(seed)

@@ -166,9 +166,7 @@ class SingleFilePPO:
                     nonterminal, following = 1.0 - self.next_done, next_value
                 else:
                     nonterminal, following = 1.0 - self.dones[t + 1], self.values[t + 1]
-                delta = (
-                    self.rewards[t] + setting.gamma * following * nonterminal - self.values[t]
-                )
+                delta = self.rewards[t] + setting.gamma * following * nonterminal - self.values[t]
                 last = delta + setting.gamma * setting.gae_lambda * nonterminal * last
                 advantages[t] = last
         return advantages, advantages + self.values

@@ -42,7 +42,7 @@ def pong_ppo() -> TrainConfig:
         ),
         num_steps=128,
         total_env_steps=10_000_000,
-        evaluation=EvalConfig(episodes=10, num_envs=10),
+        evaluation=EvalConfig(episodes=10),
     )
 
 

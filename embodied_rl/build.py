@@ -15,6 +15,7 @@ from embodied_rl.checkpoint import CheckpointError
 from embodied_rl.config import ConfigError, EnvConfig, TrainConfig, from_yaml
 from embodied_rl.envs import make_env
 from embodied_rl.policies import make_policy
+from embodied_rl.policies.nn import ScaledCritic
 from embodied_rl.registry import near_names
 from embodied_rl.seeding import derive_seed
 from embodied_rl.types import Policy, PolicySpec, VectorEnv
@@ -110,9 +111,15 @@ def build_policy(config: TrainConfig, spec: PolicySpec) -> Policy:
     state = torch.random.get_rng_state()
     torch.manual_seed(derive_seed(config.seed, "policy"))
     try:
-        return make_policy(config.policy.name, spec, **config.policy.resolved())
+        policy = make_policy(config.policy.name, spec, **config.policy.resolved())
     finally:
         torch.random.set_rng_state(state)
+    if config.normalize_values:
+        assert isinstance(policy, nn.Module)
+        if not isinstance(policy.critic, nn.Module):
+            raise ConfigError("normalize_values is unused without a critic: set it to false")
+        policy.critic = ScaledCritic(policy.critic)
+    return policy
 
 
 def load_policy(path: str | Path) -> tuple[Policy, TrainConfig, dict[str, Any]]:
@@ -129,4 +136,6 @@ def load_policy(path: str | Path) -> tuple[Policy, TrainConfig, dict[str, Any]]:
     assert isinstance(policy, nn.Module)
     policy.load_state_dict(state["policy"])
     policy.eval()
+    if state["cursor"] is not None and config.total_env_steps:
+        policy.set_progress(min(state["cursor"]["env_steps"] / config.total_env_steps, 1.0))
     return policy, config, state

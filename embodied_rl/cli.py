@@ -47,7 +47,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0 if arguments[:1] == [] else 2
     from embodied_rl import commands as implementation
 
-    return implementation.run(known.command, [*rest, *arguments[1:]])
+    try:
+        return implementation.run(known.command, [*rest, *arguments[1:]])
+    except BrokenPipeError:  # the reader, e.g. head, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
 
 
 if __name__ == "__main__":

@@ -94,11 +94,12 @@ def eval_command(arguments: list[str]) -> int:
     """``eval RUN``: success on the test manifest; ``--json`` prints one object last."""
     parser = argparse.ArgumentParser(prog="embodied-rl eval", description=eval_command.__doc__)
     parser.add_argument("run", help="run folder or checkpoint folder")
-    parser.add_argument("--checkpoint", default="", help="latest, best, sft or step-N of the run")
+    parser.add_argument(
+        "--checkpoint", default="", help="best, sft or a folder under checkpoints/; default: newest"
+    )
     parser.add_argument("--episodes", type=int, default=200)
     parser.add_argument("--mode", choices=("greedy", "sampled"), default="greedy")
     parser.add_argument("--manifest", choices=("tune", "test"), default="test")
-    parser.add_argument("--num-envs", type=int, default=100)
     parser.add_argument("--video", action="store_true", help="also film the first episodes")
     parser.add_argument("--json", action="store_true", help="print one JSON object as last line")
     options = parser.parse_args(arguments)
@@ -110,7 +111,6 @@ def eval_command(arguments: list[str]) -> int:
         episodes=options.episodes,
         mode=options.mode,
         split=options.manifest,
-        num_envs=options.num_envs,
     )
     record.pop("successes")
     if options.video:
@@ -122,7 +122,8 @@ def eval_command(arguments: list[str]) -> int:
     else:
         print(
             f"{record['mode']}: success {record['success_rate']:.3f} "
-            f"[{record['ci_low']:.3f}, {record['ci_high']:.3f}] over {record['episodes']} episodes"
+            f"[{record['ci_low']:.3f}, {record['ci_high']:.3f}], return "
+            f"{record['return_mean']:.3g}, over {record['episodes']} episodes"
         )
     return 0
 

@@ -149,15 +149,14 @@ class EvalConfig:
         episodes: episodes per evaluation.
         manifest: ``tune`` seeds for looking while developing, ``test`` seeds for reporting; the two
             never overlap each other nor the training seeds.
-        every: iterations between evaluations during training; 0 evaluates at the end only.
-        num_envs: environments that live at once.
+        every: iterations between evaluations during training; 0 evaluates after imitation and at
+            the end only.
         modes: action selection, ``greedy`` and/or ``sampled``.
     """
 
     episodes: int = 200
     manifest: Literal["tune", "test"] = "tune"
     every: int = 0
-    num_envs: int = 100
     modes: tuple[Literal["greedy", "sampled"], ...] = ("greedy", "sampled")
 
 
@@ -191,6 +190,7 @@ class TrainConfig:
         imitation: few-shot imitation first, or None to start from random weights or ``init_from``.
         init_from: checkpoint folder whose policy weights the run starts from.
         normalize_rewards: divide rewards by the running std of the discounted return.
+        normalize_values: the critic predicts standardised returns (running moments).
         max_refills: further rollouts an iteration may make to replace groups that carry no
             gradient (dynamic sampling, DAPO); needs a group-based advantage.
         asynchronous: update with the previous rollout while the simulators are stepping; the
@@ -198,7 +198,8 @@ class TrainConfig:
         evaluation, checkpoint: see their classes.
         seed: the one seed everything derives from.
         runs: folder that holds run folders.
-        num_threads: torch threads; 0 leaves one core per busy simulator thread, at least one.
+        num_threads: torch threads; 0 leaves them as they are (one where the command line starts the
+            run, unless OMP_NUM_THREADS says otherwise).
     """
 
     name: str
@@ -212,6 +213,7 @@ class TrainConfig:
     imitation: ImitationConfig | None = None
     init_from: str = ""
     normalize_rewards: bool = False
+    normalize_values: bool = False
     max_refills: int = 0
     asynchronous: bool = False
     evaluation: EvalConfig = EvalConfig()
@@ -329,7 +331,9 @@ def _decode_union(arguments: tuple[Any, ...], data: Any, default: Any, path: str
             return None
         raise ConfigError(f"{path} cannot be none")
     errors = []
-    for option in arguments:
+    # A text with commas is a list where one is possible, and else a text.
+    lists_first = isinstance(data, str) and "," in data
+    for option in sorted(arguments, key=lambda a: (a is str) == lists_first):
         if option is type(None):
             continue
         try:
@@ -469,6 +473,11 @@ def _decode_component(data: Any, default: Component | None, path: str) -> Compon
     return Component(kind, name, options)
 
 
+def _anneals(policy: Component) -> bool:
+    flow = policy.options.get("flow")
+    return flow is not None and flow.anneal_to != 1.0
+
+
 # --- cross-field checks ----------------------------------------------------------------------
 
 
@@ -514,6 +523,16 @@ def check(config: TrainConfig) -> None:
     if config.num_steps and config.sampler.name != "uniform":
         raise ConfigError(
             f"sampler {config.sampler.name!r} assigns a task per episode: set num_steps to 0"
+        )
+    if algorithm.name == "sft":
+        raise ConfigError(
+            "algorithm 'sft' is the imitation stage, which runs first: set its options under "
+            "imitation, keep algorithm.name=ppo and set total_env_steps to 0"
+        )
+    if config.asynchronous and _anneals(config.policy):
+        raise ConfigError(
+            "asynchronous updates re-score with noise of the next iteration: set "
+            "policy.flow.anneal_to to 1"
         )
     if config.imitation is not None and config.init_from:
         raise ConfigError("imitation and init_from both set the start weights: drop one of them")

@@ -23,8 +23,8 @@ from embodied_rl.registry import registry
 from embodied_rl.seeding import derive_seed, torch_generator
 from embodied_rl.types import TensorDict
 
-FPS = 80
-"""Control steps per second of Meta-World (5 simulator steps of 2.5 ms)."""
+FPS = {"metaworld": 80}
+"""Control steps per second by simulator (Meta-World: 5 physics steps of 2.5 ms); 30 elsewhere."""
 BATCH = 32
 """Episodes collected side by side."""
 
@@ -80,7 +80,7 @@ def collect_dataset(
     Raises:
         ConfigError: no expert for this simulator, or one that fails too often.
     """
-    writer = DatasetWriter(output, fps=FPS)
+    writer = DatasetWriter(output, fps=FPS.get(config.env.simulator.name, 30))
     probe = build_env(config.env, seed=0, autoreset=False, num_envs=1, group_size=1)
     names, texts = probe.task_names, probe.instructions
     probe.close()
@@ -112,17 +112,19 @@ def collect_dataset(
 
 
 def _seeds(config: TrainConfig, task: str, count: int) -> list[int]:
-    """Environment seeds of the attempts on a task; below 2^30, apart from evaluation seeds."""
-    return [
-        derive_seed(config.seed, "demonstrations", task, attempt) % 2**30
-        for attempt in range(count)
-    ]
+    """Environment seeds of the attempts on a task."""
+    return [derive_seed(config.seed, "demonstrations", task, attempt) for attempt in range(count)]
 
 
 def _actor(config: TrainConfig, task_names: tuple[str, ...], policy_run: str) -> Act:
     """Who acts: a saved policy or the simulator's scripted expert."""
     if policy_run:
-        policy, _, _ = load_policy(policy_run)
+        policy, _, state = load_policy(policy_run)
+        if state["normalizer"] is not None:
+            raise ConfigError(
+                f"{policy_run} sees normalised observations and a dataset holds raw ones: collect "
+                "with a policy that was trained with env.normalize_obs=false"
+            )
         generator = torch_generator(config.seed, "collect")
 
         def act(obs: TensorDict, task_ids: Tensor) -> Tensor:
@@ -166,7 +168,9 @@ def _play(
     while bool(running.any()):
         if position == chunk.shape[1]:
             chunk, position = act(obs, env.task_ids), 0
-        actions = chunk[:, position].clamp(-1, 1)
+        actions = chunk[:, position]
+        if actions.is_floating_point():
+            actions = actions.clamp(-1, 1)
         position += 1
         executed = actions
         if action_noise:

@@ -26,6 +26,8 @@ from embodied_rl.types import Policy, VectorEnv
 
 Split = Literal["tune", "test"]
 Mode = Literal["greedy", "sampled"]
+BLOCK = 50
+"""Episodes played side by side; a constant, because sampling noise is drawn per block and step."""
 SPLIT_RANGES: dict[str, int] = {"tune": 2**30, "test": 2**30 + 2**29}
 """First seed of each split; a range holds 2^29 seeds. Training seeds stay below 2^30."""
 
@@ -67,7 +69,6 @@ def evaluate(
     manifest: Manifest,
     *,
     mode: Mode,
-    num_envs: int = 100,
     normalizer: dict[str, Any] | None = None,
     on_batch: Callable[[int], None] | None = None,
 ) -> dict[str, Any]:
@@ -78,7 +79,6 @@ def evaluate(
         env_config: environments as in training; group size is 1 here.
         manifest: episodes.
         mode: ``greedy`` or ``sampled``.
-        num_envs: environments that live at once.
         normalizer: state of the observation statistics the policy was trained with.
         on_batch: called with the number of episodes just finished.
 
@@ -89,8 +89,8 @@ def evaluate(
     """
     results: list[dict[str, torch.Tensor]] = []
     digest = hashlib.sha256()
-    for start in range(0, len(manifest.seeds), num_envs):
-        seeds = manifest.seeds[start : start + num_envs]
+    for start in range(0, len(manifest.seeds), BLOCK):
+        seeds = manifest.seeds[start : start + BLOCK]
         env = _fresh_env(env_config, manifest, start, len(seeds), normalizer)
         try:
             cursor = rollout.start(env, task_ids=_task_ids(env, manifest, start, len(seeds)))
@@ -219,18 +219,16 @@ def evaluate_run(
     episodes: int = 200,
     mode: Mode = "greedy",
     split: Split = "test",
-    num_envs: int = 100,
 ) -> dict[str, Any]:
     """Evaluate a saved policy; see ``evaluate`` for the record.
 
     Args:
         path: run folder or checkpoint folder.
-        checkpoint: name of a checkpoint of the run (``best``, ``sft``, ``step-000010``); by default
-            the newest one.
+        checkpoint: name of a checkpoint of the run (``best``, ``sft``, ``step_000000010``); by
+            default the newest one.
         episodes: length of the manifest.
         mode: ``greedy`` or ``sampled``.
         split: ``tune`` or ``test`` seeds.
-        num_envs: environments that live at once.
 
     Raises:
         CheckpointError: no checkpoint there, or an unreadable one.
@@ -244,6 +242,5 @@ def evaluate_run(
         config.env,
         manifest,
         mode=mode,
-        num_envs=num_envs,
         normalizer=state["normalizer"],
     )

@@ -69,7 +69,7 @@ def collect(
     *,
     num_steps: int = 0,
     generator: torch.Generator | None,
-    policy_version: int = 0,
+    policy_version: Callable[[], int] = lambda: 0,
     deterministic: bool = False,
     while_stepping: Callable[[], Any] | None = None,
 ) -> Rollout:
@@ -81,7 +81,7 @@ def collect(
         cursor: advanced in place.
         num_steps: T, or 0 for whole episodes.
         generator: source of all sampling noise.
-        policy_version: stored with every step.
+        policy_version: number of updates behind the policy; asked before every decision.
         deterministic: greedy actions (evaluation).
         while_stepping: called between ``send`` and ``recv``, with gradients off; overlaps other
             work with simulation.
@@ -93,6 +93,7 @@ def collect(
     ended: list[dict[str, Any]] = []
     running = torch.ones(env.num_envs, dtype=torch.bool)
     while len(records) < num_steps or (num_steps == 0 and bool(running.any())):
+        version = policy_version()
         output = policy.sample(cursor.obs, deterministic=deterministic, generator=generator)
         env.send(output.actions)
         if while_stepping is not None:
@@ -100,6 +101,7 @@ def collect(
         record = {
             "obs": cursor.obs,
             "output": output,
+            "policy_version": version,
             "episode_ids": cursor.episode_ids,
             "task_ids": env.task_ids,
             "group_ids": env.group_ids,
@@ -108,14 +110,14 @@ def collect(
         record |= {"terminated": terminated, "truncated": truncated, "info": info}
         records.append(record)
         cursor.obs = obs
-        done = terminated | truncated
+        done = info["_episode"]
         if bool(done.any()):
             ended.append(record)
             if num_steps == 0:
                 running &= ~done
             else:
                 _new_episodes(cursor, done)
-    rollout = _assemble(records, cursor, policy, policy_version)
+    rollout = _assemble(records, cursor, policy)
     cursor.env_steps += int(rollout.num_env_steps.sum())
     cursor.finished = _finished_episodes(ended or records[-1:])
     return rollout
@@ -168,9 +170,7 @@ def _new_episodes(cursor: Cursor, done: Tensor) -> None:
     cursor.next_episode_id += count
 
 
-def _assemble(
-    records: list[dict[str, Any]], cursor: Cursor, policy: Policy, policy_version: int
-) -> Rollout:
+def _assemble(records: list[dict[str, Any]], cursor: Cursor, policy: Policy) -> Rollout:
     def stack(name: str) -> Tensor:
         return torch.stack([record[name] for record in records])
 
@@ -190,6 +190,7 @@ def _assemble(
         unit_mask = policy.unit_mask(stack_info("unit_mask").flatten(0, 1))
         unit_mask = unit_mask.unflatten(0, (steps, envs))
     replay = {name: torch.stack([o.replay[name] for o in outputs]) for name in outputs[0].replay}
+    versions = torch.tensor([record["policy_version"] for record in records])
     return Rollout(
         obs=obs,
         actions=torch.stack([output.actions for output in outputs]),
@@ -206,7 +207,7 @@ def _assemble(
         group_ids=stack("group_ids"),
         task_ids=stack("task_ids"),
         episode_ids=stack("episode_ids"),
-        policy_version=torch.full((steps, envs), policy_version),
+        policy_version=versions.unsqueeze(1).repeat(1, envs),
         replay=replay,
     )
 

@@ -1,6 +1,6 @@
 """One run seed to independent random streams, by counter and not by state.
 
-``derive_seed(seed, *path)`` = the first 31 bits of BLAKE2b("seed/path[0]/path[1]/...").
+``derive_seed(seed, *path)`` = the first 30 bits of BLAKE2b("seed/path[0]/path[1]/...").
 
 A stream is named by its path, e.g. ``("env", "pick-place-v3", 3)``. Because nothing is drawn from
 a shared generator, adding, removing or reordering consumers never changes the stream of another,
@@ -21,13 +21,15 @@ def _hash64(seed: int, path: tuple[int | str, ...]) -> int:
 
 
 def derive_seed(seed: int, *path: int | str) -> int:
-    """Seed of the stream named ``path``: an integer in [0, 2^31), equal on every machine.
+    """Seed of the stream named ``path``: an integer in [0, 2^30), equal on every machine.
+
+    The seeds from 2^30 on are those of evaluation manifests.
 
     Args:
         seed: the seed of the run.
         path: what the stream is for, e.g. ``"env", task_name, row``.
     """
-    return _hash64(seed, path) >> 33
+    return _hash64(seed, path) >> 34
 
 
 def torch_generator(

@@ -14,6 +14,7 @@ import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ from embodied_rl.registry import registry
 from embodied_rl.rollout import Cursor
 from embodied_rl.samplers.base import TaskSampler
 from embodied_rl.seeding import derive_seed, torch_generator
-from embodied_rl.types import Advantages, Policy, Rollout, VectorEnv
+from embodied_rl.types import Advantages, Policy, Rollout, TensorDict, VectorEnv
 
 
 class TrainingError(RuntimeError):
@@ -69,10 +70,10 @@ class Session:
         return 0 if self.cursor is None else self.cursor.env_steps
 
     def advance_update(self) -> None:
-        """Take one pending gradient step, if any (asynchronous mode)."""
-        stats = next(self.pending, None)
-        if stats is not None:
-            self.overlapped.append(stats)
+        """Take some pending gradient steps: all of them within one rollout (asynchronous mode)."""
+        options = self.algorithm.config
+        share = math.ceil(options.num_epochs * options.num_minibatches / self.config.num_steps)
+        self.overlapped += islice(self.pending, share)
 
     def finish_update(self) -> list[Stats]:
         """Take every pending gradient step; returns the statistics of the whole update."""
@@ -147,7 +148,7 @@ def train(
 
     Raises:
         ConfigError: a configuration that cannot run.
-        TrainingError: non-finite loss or weights.
+        TrainingError: a metric (loss, gradient norm, return) is NaN or infinite.
     """
     check(config)
     if config.num_threads:
@@ -160,9 +161,9 @@ def train(
         elif config.imitation is not None:
             imitate(session)
             save(session)
-            if final:
-                run_evaluation(session, label="sft")
-        if config.total_env_steps:
+        if final and config.imitation is not None and session.iteration == 0:
+            run_evaluation(session, label="sft")
+        if session.env_steps < config.total_env_steps:
             reinforce(session)
             if final:
                 run_evaluation(session, label="rl")
@@ -180,9 +181,7 @@ def open_session(config: TrainConfig, folder: Path) -> Session:
     )
     policy = build_policy(config, policy_spec(env, config.env))
     if config.init_from:
-        start, _, _ = load_policy(config.init_from)
-        assert isinstance(policy, nn.Module) and isinstance(start, nn.Module)
-        policy.load_state_dict(start.state_dict())
+        start_from(config, policy, env)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.yaml").write_text(to_yaml(config))
     demonstrations = None
@@ -211,6 +210,27 @@ def open_session(config: TrainConfig, folder: Path) -> Session:
         if config.normalize_rewards
         else None,
     )
+
+
+def start_from(config: TrainConfig, policy: Policy, env: VectorEnv) -> None:
+    """Copy weights and observation statistics of the run ``config.init_from``.
+
+    Raises:
+        ConfigError: the other policy has another shape or other observation statistics.
+    """
+    start, _, state = load_policy(config.init_from)
+    assert isinstance(policy, nn.Module) and isinstance(start, nn.Module)
+    try:
+        policy.load_state_dict(start.state_dict())
+    except RuntimeError as error:
+        raise ConfigError(
+            f"init_from={config.init_from} holds another policy: take the same policy options and "
+            f"observations as that run ({str(error).splitlines()[1].strip()})"
+        ) from error
+    if (state["normalizer"] is None) == isinstance(env, NormalizeObservation):
+        raise ConfigError("init_from and this run differ in env.normalize_obs: set it alike")
+    if isinstance(env, NormalizeObservation):
+        env.load_statistics(state["normalizer"])
 
 
 def newest_checkpoint(session: Session) -> dict[str, Any]:
@@ -288,7 +308,7 @@ def next_rollout(session: Session) -> Rollout:
         session.cursor,
         num_steps=config.num_steps,
         generator=session.generator,
-        policy_version=session.algorithm.num_updates,
+        policy_version=lambda: session.algorithm.num_updates,
         while_stepping=session.advance_update if config.asynchronous else None,
     )
 
@@ -326,7 +346,7 @@ def normalize_rewards(session: Session, rollout: Rollout) -> Rollout:
 
 
 def imitate(session: Session) -> None:
-    """Few-shot imitation, then a checkpoint and an evaluation labelled ``sft``."""
+    """Few-shot imitation, then the checkpoint ``checkpoints/sft``."""
     config = session.config
     demonstrations = session.demonstrations
     assert config.imitation is not None and demonstrations is not None
@@ -400,7 +420,6 @@ def log(
         "time/update_seconds": now - collected,
         "rollout/reward_mean": float(rollout.rewards[rollout.valid].mean()),
         "rollout/extra_rollouts": float(session.sampler.extra_rollouts),
-        "train/policy_lag": float(session.config.asynchronous),
     }
     if len(finished["return"]):
         metrics |= {
@@ -408,10 +427,23 @@ def log(
             "rollout/return": float(finished["return"].mean()),
             "rollout/episode_length": float(finished["length"].float().mean()),
             "rollout/episodes": float(len(finished["return"])),
+            "rollout/success_variance": success_variance(finished),
         }
     metrics |= {f"train/{name}": value for name, value in stats.items()}
     require_finite(metrics, session)
     session.logger.log(session.iteration, metrics)
+
+
+def success_variance(finished: TensorDict) -> float:
+    """Mean over episodes of the unbiased variance of success within their task.
+
+    What a group-relative gradient can be made of: 0 where every task is always or never solved.
+    """
+    _, index, count = finished["task_ids"].unique(return_inverse=True, return_counts=True)
+    success = finished["success_once"].double()
+    mean = torch.zeros(len(count), dtype=torch.float64).scatter_add(0, index, success) / count
+    variance = mean * (1 - mean) * count / (count - 1).clamp(min=1)
+    return float((variance * count).sum() / count.sum())
 
 
 def require_finite(metrics: dict[str, float], session: Session) -> None:
@@ -426,16 +458,17 @@ def require_finite(metrics: dict[str, float], session: Session) -> None:
 
 
 def save(session: Session) -> None:
-    """Write a checkpoint of the present iteration; best is by training success rate.
+    """Write a checkpoint of the present iteration; best is by training return.
 
     A pending asynchronous update is finished first, so that a checkpoint is always between two
     updates; the schedule of checkpoints is part of the configuration.
     """
     session.overlapped = session.finish_update()
+    require_finite(mean_stats(session.overlapped), session)
     session.checkpoints.save(
         session.iteration,
         session.state_dict(),
-        metric=session.logger.last.get("rollout/success_rate"),
+        metric=session.logger.last.get("rollout/return"),
     )
 
 
@@ -452,7 +485,6 @@ def run_evaluation(session: Session, *, label: str) -> list[dict[str, Any]]:
             session.config.env,
             manifest,
             mode=mode,
-            num_envs=config.num_envs,
             normalizer=observation_statistics(session.env),
         )
         record |= {"label": label, "env_steps": session.env_steps}

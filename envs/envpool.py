@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -64,19 +64,78 @@ class Task:
         id: envpool id.
         instruction: what to do, in words.
         options: further options of ``envpool.make_gymnasium``.
+        reusable: an environment can play more than one episode; False where only the first one
+            after construction is right.
     """
 
     name: str
     id: str
     instruction: str = ""
     options: Mapping[str, Any] = field(default_factory=dict)
+    reusable: bool = True
+
+
+class _Channel:
+    """The C++ environments of one task, without envpool's Python layer around them.
+
+    That layer builds trees and looks up its configuration in every call, which takes as long as
+    stepping eight CartPoles. The arrays are the same, and nobody else writes to them.
+
+    Args:
+        env: what ``envpool.make_gymnasium`` returns.
+        leaves: names of the observations.
+        sparse_reward: see ``EnvPoolSimulator``.
+    """
+
+    def __init__(self, env: Any, leaves: Iterable[str], *, sparse_reward: bool) -> None:
+        self._env = env
+        self._sparse_reward = sparse_reward
+        self._every = env.all_env_ids
+        self._action_dtype = env._spec._action_spec[-1][0]
+        names = [str(name) for name in env._state_keys]
+        self._reward, self._done, self._cut = map(names.index, ("reward", "done", "trunc"))
+        success = [name for name in ("info:success", "info:is_success") if name in names]
+        self._success = names.index(success[0]) if success else None
+        # ``obs``, or ``obs:robot.qpos`` for the leaf ``robot/qpos``
+        found = [name for name in names if name.split(":")[0] == "obs"]
+        bare = found[0] if len(found) == 1 else None
+        self._obs = {leaf: names.index(bare or "obs:" + leaf.replace("/", ".")) for leaf in leaves}
+
+    def send(self, actions: Array, envs: Array | None = None) -> None:
+        """Start a step of ``envs`` [n] int32 (None: all) with ``actions`` [n, ...]."""
+        envs = self._every if envs is None else envs
+        actions = np.ascontiguousarray(actions, self._action_dtype)
+        self._env._send([envs, envs, actions])  # environment, player, action
+
+    def recv(self) -> Transition:
+        """Wait for the step begun by ``send``."""
+        raw = self._env._recv()
+        rewards, truncated, success = raw[self._reward], raw[self._cut], None
+        if self._success is not None:
+            success = raw[self._success] > 0.5
+            if self._sparse_reward:
+                rewards = success.astype(np.float32)
+        terminated = raw[self._done] > truncated  # done and not truncated
+        return Transition(self._read_obs(raw), rewards, terminated, truncated, success)
+
+    def reset(self, envs: Array) -> ArrayDict:
+        """Start the next episode of ``envs`` [n] int32; returns observations [n, ...]."""
+        self._env._reset(envs)
+        return self._read_obs(self._env._recv())
+
+    def _read_obs(self, raw: list[Array]) -> ArrayDict:
+        return {name: _float32(raw[index]) for name, index in self._obs.items()}
+
+    def close(self) -> None:
+        """Stop the simulation threads and free the environments."""
+        self._env.close()
 
 
 @dataclass(eq=False)
 class _Pool:
     """Environments of one task; ``size`` of them, in groups that are free or taken."""
 
-    env: Any
+    env: _Channel
     task_id: int
     first_group: int
     """Number of the first group over the life of the run."""
@@ -127,13 +186,10 @@ class EnvPoolSimulator:
         self._group_size = group_size
         self._num_threads = num_threads or len(os.sched_getaffinity(0))
         self._sparse_reward = sparse_reward
-        spec, raw_space, action_space = _make_spec(tasks[0])
+        raw_space, action_space = _make_spaces(tasks[0])
         leaves = flatten_space(raw_space)
-        self._bare = None if isinstance(raw_space, spaces.Dict) else next(iter(leaves))
-        self._paths = {name: name.split("/") for name in leaves}
         self.observation_space = spaces.Dict({k: float32_space(v) for k, v in leaves.items()})
         self.action_space: gymnasium.Space[Any] = action_space
-        self._success_key = _success_key(spec)
         self._seed = seed
         self._groups_made = 0
         self._clock = 0
@@ -153,12 +209,12 @@ class EnvPoolSimulator:
         self._row_task: IntArray = np.full(self.num_envs, -1, np.int64)
         self._row_env = np.zeros(self.num_envs, np.int32)
         self._layout: list[tuple[_Pool, IntArray]] = []
-        self._single: Any = None
+        self._single: _Channel | None = None
         self._in_flight: list[tuple[_Pool, IntArray]] = []
 
     def reset(self, rows: IntArray, task_ids: IntArray) -> tuple[ArrayDict, IntArray]:
         """See ``Simulator.reset``; moves whole groups to environments of their new task."""
-        moved = rows[self._row_task[rows] != task_ids]
+        moved = rows[(self._row_task[rows] != task_ids) | self._used_up(rows)]
         if moved.size:
             wanted = self._row_task.copy()
             wanted[rows] = task_ids
@@ -168,11 +224,11 @@ class EnvPoolSimulator:
         for pool, positions in self._split(rows):
             envs = self._row_env[rows[positions]]
             pool.last_used = self._clock = self._clock + 1
-            raw, _ = pool.env.reset(envs)
+            first = pool.env.reset(envs)
             pool.starts[envs] += 1
             groups = pool.first_group + envs.astype(np.int64) // self._group_size
             keys[positions] = (groups << 32) + pool.starts[envs]
-            _scatter(obs, self._read_obs(raw), positions, rows.size)
+            _scatter(obs, first, positions, rows.size)
         return obs, keys
 
     def send(self, actions: Array, rows: IntArray | None) -> None:
@@ -191,8 +247,8 @@ class EnvPoolSimulator:
     def recv(self) -> Transition:
         """See ``Simulator.recv``."""
         if self._single is not None:
-            return self._read(self._single.recv())
-        parts = [(self._read(pool.env.recv()), where) for pool, where in self._in_flight]
+            return self._single.recv()
+        parts = [(pool.env.recv(), where) for pool, where in self._in_flight]
         count = sum(where.size for _, where in parts)
         merged: ArrayDict = {}
         obs: ArrayDict = {}
@@ -206,31 +262,13 @@ class EnvPoolSimulator:
                 fields["success"] = part.success
             _scatter(merged, fields, where, count)
             _scatter(obs, part.obs, where, count)
-        merged.setdefault("success", np.zeros(0, np.bool_))
-        success = merged["success"] if self._success_key else None
         return Transition(
-            obs, merged["rewards"], merged["terminated"], merged["truncated"], success
+            obs,
+            merged["rewards"],
+            merged["terminated"],
+            merged["truncated"],
+            merged.get("success"),
         )
-
-    def _read(self, step: tuple[Any, ...]) -> Transition:
-        raw, rewards, terminated, truncated, info = step
-        success = None
-        if self._success_key is not None:
-            success = info[self._success_key] > 0.5
-            if self._sparse_reward:
-                rewards = success.astype(np.float32)
-        return Transition(self._read_obs(raw), rewards, terminated, truncated, success)
-
-    def _read_obs(self, raw: Any) -> ArrayDict:
-        if self._bare is not None:
-            return {self._bare: _float32(raw)}
-        obs = {}
-        for name, path in self._paths.items():
-            value = raw
-            for key in path:
-                value = value[key]
-            obs[name] = _float32(value)
-        return obs
 
     def _split(self, rows: IntArray) -> Iterator[tuple[_Pool, IntArray]]:
         """Per pool with any of ``rows`` [n]: the pool and the positions in ``rows`` it serves."""
@@ -285,12 +323,28 @@ class EnvPoolSimulator:
                 self._row_pool[row] = pool
 
     def _free_slots(self, task_id: int) -> list[tuple[_Pool, int]]:
+        reusable = self._tasks[task_id].reusable
         return [
             (pool, int(slot))
             for pool in self._pools
             if pool.task_id == task_id
             for slot in np.flatnonzero(pool.free)
+            if reusable or pool.starts[slot * self._group_size] == 0
         ]
+
+    def _used_up(self, rows: IntArray) -> BoolArray:
+        """[n] bool: rows whose environment has played its only episode."""
+        if all(task.reusable for task in self._tasks):
+            return np.zeros(rows.size, np.bool_)
+        return np.array(
+            [
+                pool is not None
+                and not self._tasks[pool.task_id].reusable
+                and pool.starts[self._row_env[row]] > 0
+                for row, pool in ((row, self._row_pool[row]) for row in rows)
+            ],
+            np.bool_,
+        )
 
     def _new_seeds(self, task_id: int, count: int, groups: IntArray) -> list[int]:
         """Seeds of a new pool of ``count`` groups; the first ones will serve ``groups``."""
@@ -319,8 +373,10 @@ class EnvPoolSimulator:
 
     def _add_pool(self, task_id: int, seeds: list[int]) -> _Pool:
         groups = len(seeds) // self._group_size
+        env = _make_pool(self._tasks[task_id], seeds, self._num_threads)
+        leaves = self.observation_space.spaces
         pool = _Pool(
-            env=_make_pool(self._tasks[task_id], seeds, self._num_threads),
+            env=_Channel(env, leaves, sparse_reward=self._sparse_reward),
             task_id=task_id,
             first_group=self._groups_made,
             seeds=seeds,
@@ -406,8 +462,7 @@ class EnvPoolSimulator:
         last: ArrayDict = {}
         for k in range(int(starts.max(initial=0))):
             envs = np.flatnonzero(starts > k).astype(np.int32)
-            raw, _ = pool.env.reset(envs)
-            _scatter(last, self._read_obs(raw), envs, pool.size)
+            _scatter(last, pool.env.reset(envs), envs, pool.size)
         pool.starts = starts.copy()
         return last
 
@@ -430,8 +485,8 @@ def _float32(value: Array) -> Array:
     return value.astype(np.float32) if value.dtype == np.float64 else value
 
 
-def _make_spec(task: Task) -> tuple[Any, gymnasium.Space[Any], gymnasium.Space[Any]]:
-    """The specification of a task, its observation space and its action space."""
+def _make_spaces(task: Task) -> tuple[gymnasium.Space[Any], gymnasium.Space[Any]]:
+    """Observation space and action space of a task."""
     envpool = _import_envpool()
     known = envpool.list_all_envs()
     if task.id not in known:
@@ -439,12 +494,7 @@ def _make_spec(task: Task) -> tuple[Any, gymnasium.Space[Any], gymnasium.Space[A
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # bounds that lose precision in float32
         spec = envpool.make_spec(task.id, **task.options)
-        return spec, spec.gymnasium_observation_space, spec.gymnasium_action_space
-
-
-def _success_key(spec: Any) -> str | None:
-    names = {str(name).removeprefix("info:") for name in spec.state_array_spec}
-    return next((name for name in ("success", "is_success") if name in names), None)
+        return spec.gymnasium_observation_space, spec.gymnasium_action_space
 
 
 def _make_pool(task: Task, seeds: list[int], num_threads: int) -> Any:

@@ -65,6 +65,45 @@ def mlp(
     return MLP(*layers)
 
 
+class ScaledCritic(nn.Module):
+    """A critic that predicts standardised returns: ``V(s) = mean + std * critic(s)``.
+
+    ``mean`` and ``std`` are running moments of the value targets (Chan et al. 1979), kept as
+    buffers so that they are checkpointed; targets of any scale then look alike to the network
+    (van Hasselt et al. 2016, without their rescaling of the last layer).
+    """
+
+    def __init__(self, critic: nn.Module) -> None:
+        super().__init__()
+        self.critic = critic
+        self.count: Tensor
+        self.mean: Tensor
+        self.squares: Tensor
+        for name in ("count", "mean", "squares"):
+            self.register_buffer(name, torch.zeros((), dtype=torch.float64))
+
+    @property
+    def std(self) -> Tensor:
+        """Standard deviation of the targets seen; 1 before any."""
+        variance = self.squares / self.count.clamp(min=1)
+        return torch.where(self.count > 0, variance, 1.0).clamp(min=1e-4).sqrt().float()
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Values in the scale of the returns, shape of the inner critic's output."""
+        return self.mean.float() + self.std * self.critic(features)
+
+    @torch.no_grad()
+    def observe(self, returns: Tensor) -> None:
+        """Add value targets of any shape to the moments."""
+        returns = returns.double()
+        total = self.count + returns.numel()
+        shift = returns.mean() - self.mean
+        within = (returns - returns.mean()).square().sum()
+        self.squares += within + shift.square() * self.count * returns.numel() / total
+        self.mean += shift * returns.numel() / total
+        self.count.copy_(total)
+
+
 ACTIVATIONS: dict[str, type[nn.Module]] = {
     "tanh": nn.Tanh,
     "relu": nn.ReLU,

@@ -158,13 +158,15 @@ class PolicyGradient:
     ) -> Iterator[Stats]:
         """Yield detached statistics after every gradient step.
 
-        An empty ``keep`` yields nothing: there is nothing to learn from.
+        An empty ``keep`` yields nothing: there is nothing to learn from. ``policy_lag`` is the
+        mean number of updates between the policy that acted and the one that is updated.
         """
         rows = self._kept_rows(rollout, advantages)
         total = len(rows.advantages)
         if total == 0:
             return
         self._set_learning_rate(env_steps)
+        lag = self.num_updates - rollout.policy_version[advantages.keep].float().mean()
         if self.config.success_memory and self.targets is not None:
             self.targets = extend(
                 self.targets,
@@ -180,7 +182,7 @@ class PolicyGradient:
                 minibatch = take(shuffled, slice(start, start + minibatch_size))
                 stats = self._gradient_step(minibatch, generator)
                 kl = stats["joint_kl"]
-                yield stats
+                yield stats | {"policy_lag": lag}
             if self.config.target_kl and kl > self.config.target_kl:
                 break
         self.num_updates += 1

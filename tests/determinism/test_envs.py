@@ -285,11 +285,11 @@ def test_derived_seeds_are_stable_and_distinct() -> None:
     # Written down once: another value would change every seeded result of the project.
     assert derive_seed(0, "env", 1) == PINNED
     seeds = {derive_seed(s, "env", row) for s in range(20) for row in range(200)}
-    assert len(seeds) >= 3990 and all(0 <= seed < 2**31 for seed in seeds)
+    assert len(seeds) >= 3990 and all(0 <= seed < 2**30 for seed in seeds)
     assert derive_seed(0, 1) != derive_seed(0, "1") != derive_seed(1)
     a, b = (torch.randn(3, generator=torch_generator(0, "noise", k)) for k in (1, 1))
     assert torch.equal(a, b)
     assert not torch.equal(a, torch.randn(3, generator=torch_generator(0, "noise", 2)))
 
 
-PINNED = 192965442
+PINNED = 96482721

@@ -81,7 +81,7 @@ VARIANTS = {
     "vade": {"sampler": component("samplers", "vade_thompson")},
     "vas": {"sampler": component("samplers", "vas_mixed", refresh_every=2, refresh_trials=2)},
     "ladder": {"sampler": component("samplers", "difficulty_ladder")},
-    "normalised": {"num_steps": 5, "normalize_rewards": True},
+    "normalised": {"num_steps": 5, "normalize_rewards": True, "normalize_values": True},
 }
 
 

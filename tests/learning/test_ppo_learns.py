@@ -1,6 +1,7 @@
 """Proofs of learning: a threshold that an untrained policy fails, and a negative control."""
 
 import dataclasses
+from typing import Any
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from embodied_rl.algorithms.ppo import PPO
 from embodied_rl.envs import make_env
 from embodied_rl.flow import FlowConfig
 from embodied_rl.policies import make_policy
+from embodied_rl.policies.nn import ScaledCritic
 from embodied_rl.types import PolicySpec
 
 
@@ -149,3 +151,25 @@ def test_flow_policies_learn_to_reach(algorithm, flow):
 def test_a_flow_policy_without_advantages_does_not_learn():
     untrained = train_reach(PPO, updates=0)
     assert train_reach(PPO, updates=40, zero_advantages=True) < untrained + 0.6
+
+
+def value_error(*, normalize):
+    """RMS error of V, relative to the returns, for rewards of 1000 per step."""
+    torch.manual_seed(0)
+    env = make_env("identity", num_envs=8, seed=0, num_actions=1, max_episode_steps=8)
+    policy: Any = make_policy("categorical_mlp", identity_spec(1))
+    if normalize:
+        policy.critic = ScaledCritic(policy.critic)
+    ppo = PPO(policy, PPO.Config(critic_learning_rate=3e-3, num_epochs=10))
+    generator = torch.Generator().manual_seed(0)
+    cursor = rollouts.start(env)
+    for _ in range(15):
+        rollout = rollouts.collect(env, policy, cursor, num_steps=16, generator=generator)
+        rollout = dataclasses.replace(rollout, rewards=1000 * rollout.rewards)
+        ppo.update(rollout, gae(rollout, gamma=0.5, gae_lambda=0.9), generator=generator)
+    return abs(float(policy.value(cursor.obs).detach().mean()) / 2000 - 1)
+
+
+def test_value_normalisation_learns_returns_of_any_scale():
+    assert value_error(normalize=True) < 0.15
+    assert value_error(normalize=False) > 0.5

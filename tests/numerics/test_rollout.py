@@ -1,5 +1,7 @@
 """``collect`` against a plain loop over single environments."""
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -9,12 +11,15 @@ from embodied_rl.types import LogProbOutput, PolicyOutput
 
 
 class Counter:
-    """A policy whose actions count calls and whose value is a known function of the state."""
+    """A policy with one fixed action, whose value is a known function of the state."""
 
-    spec = None
+    spec: Any = None
 
     def __init__(self, action):
         self.action = action
+
+    def set_progress(self, progress):
+        """Nothing to anneal."""
 
     def sample(self, obs, *, deterministic=False, generator=None):
         rows = len(obs["state"])
@@ -31,8 +36,8 @@ class Counter:
         return executed.any(1, keepdim=True)
 
 
-def reach(**options):
-    defaults = {"num_envs": 6, "seed": 3, "max_episode_steps": 7}
+def reach(**options: Any) -> Any:
+    defaults: Any = {"num_envs": 6, "seed": 3, "max_episode_steps": 7}
     return make_env("reach", **(defaults | options))
 
 
@@ -97,7 +102,7 @@ def test_joined_rollouts_keep_every_valid_step():
     joined = rollouts.concat_rollouts(parts)
     assert joined.shape == (max(p.shape[0] for p in parts), 12)
     assert int(joined.valid.sum()) == sum(int(p.valid.sum()) for p in parts)
-    assert torch.isclose(joined.rewards.sum(), sum(p.rewards.sum() for p in parts))
+    assert torch.isclose(joined.rewards.sum(), torch.stack([p.rewards.sum() for p in parts]).sum())
 
 
 def test_what_runs_while_stepping_runs_once_per_decision():

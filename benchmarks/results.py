@@ -1,0 +1,127 @@
+"""The tables of docs/results.md: trains every listed run through the command line and pools seeds.
+
+    python -m benchmarks.results GROUP [GROUP ...]
+
+Runs are skipped that are in ``docs/results.jsonl`` already, so that an interrupted series goes on
+where it stopped. Evaluation is on the ``test`` manifest, which no setting was chosen on.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from embodied_rl.metrics import append_jsonl, read_jsonl
+from embodied_rl.statistics import wilson_interval
+
+RECORDS = Path("docs/results.jsonl")
+SEEDS = (0, 1, 2)
+
+
+@dataclass(frozen=True)
+class Case:
+    """One row of a table: a recipe with changes, run with every seed."""
+
+    group: str
+    recipe: str
+    changes: tuple[str, ...] = ()
+
+    @property
+    def command(self) -> str:
+        """What a user types, without the seed."""
+        return " ".join(("embodied-rl train", self.recipe, *self.changes))
+
+
+def demonstrations(count: int) -> tuple[str, ...]:
+    """Overlay for the number of expert episodes per task."""
+    return ("--imitation.episodes-per-task", str(count))
+
+
+CASES: tuple[Case, ...] = (
+    *(
+        Case("main", f"metaworld/{task}_flow_sde", demonstrations(count))
+        for task, count in (("pick_place", 5), ("push", 5))
+    ),
+)
+
+
+def run(case: Case, seed: int) -> None:
+    """Train one seed and append its evaluations to the records."""
+    command = [sys.executable, "-W", "ignore", "-m", "embodied_rl.cli", "train", case.recipe]
+    command += [*case.changes, "--seed", str(seed), "--evaluation.manifest", "test"]
+    started = time.perf_counter()
+    result = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    folder = Path(result.stdout.strip().splitlines()[-1])
+    metrics = [r for r in read_jsonl(folder / "metrics.jsonl") if "iteration" in r]
+    seconds = sum(r["time/collect_seconds"] + r["time/update_seconds"] for r in metrics)
+    append_jsonl(
+        RECORDS,
+        {
+            "group": case.group,
+            "command": case.command,
+            "seed": seed,
+            "rl_seconds": seconds,
+            "total_seconds": time.perf_counter() - started,
+            "env_steps": metrics[-1]["time/env_steps"] if metrics else 0,
+            "extra_rollouts": metrics[-1]["rollout/extra_rollouts"] if metrics else 0,
+            "evaluations": [
+                {k: v for k, v in r.items() if k != "successes"}
+                for r in read_jsonl(folder / "evaluations.jsonl")
+            ],
+        },
+    )
+
+
+def table(group: str) -> str:
+    """Markdown: one row per case, seeds pooled, Wilson intervals over all their episodes."""
+    head = (
+        "| command | seeds | SFT greedy | SFT sampled | RL greedy | RL sampled | steps | RL s |",
+        "|---|---|---|---|---|---|---|---|",
+    )
+    records = [r for r in read_jsonl(RECORDS) if r["group"] == group]
+    rows = []
+    for command in dict.fromkeys(r["command"] for r in records):
+        runs = [r for r in records if r["command"] == command]
+        cells = [
+            pooled([e for r in runs for e in r["evaluations"]], label, mode)
+            for label in ("sft", "rl")
+            for mode in ("greedy", "sampled")
+        ]
+        steps = sum(r["env_steps"] for r in runs) / len(runs)
+        seconds = sum(r["rl_seconds"] for r in runs) / len(runs)
+        figures = [f"`{command}`", str(len(runs)), *cells, f"{steps / 1000:.0f}k", f"{seconds:.0f}"]
+        rows.append(f"| {' | '.join(figures)} |")
+    return "\n".join((*head, *rows))
+
+
+def pooled(evaluations: list[dict[str, Any]], label: str, mode: str) -> str:
+    """``94.5 % [92.3, 96.1]`` and the value of each seed."""
+    picked = [e for e in evaluations if e["label"] == label and e["mode"] == mode]
+    if not picked:
+        return "-"
+    wins = sum(round(e["success_rate"] * e["episodes"]) for e in picked)
+    count = sum(e["episodes"] for e in picked)
+    low, high = wilson_interval(wins, count)
+    each = ", ".join(f"{e['success_rate'] * 100:.0f}" for e in picked)
+    return f"{wins / count:.1%} [{low * 100:.1f}, {high * 100:.1f}] ({each})"
+
+
+def main(groups: list[str]) -> None:
+    """Run what is missing of the groups, then print their tables."""
+    done = {(r["group"], r["command"], r["seed"]) for r in read_jsonl(RECORDS)}
+    for case in CASES:
+        for seed in SEEDS:
+            if case.group in groups and (case.group, case.command, seed) not in done:
+                print(json.dumps([case.group, case.command, seed]), file=sys.stderr, flush=True)
+                run(case, seed)
+    for group in groups:
+        print(f"\n## {group}\n\n{table(group)}")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
