@@ -38,7 +38,7 @@ OUTPUT = Path(__file__).resolve().parent.parent / "docs" / "benchmarks.md"
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("--rounds", type=int, default=7, help="measured rounds (default 7)")
+    parser.add_argument("--rounds", type=int, default=5, help="measured rounds (default 5)")
     parser.add_argument("--only", choices=sorted(SETTINGS), help="one environment only")
     parser.add_argument("--output", type=Path, default=OUTPUT, help="where the tables go")
     options = parser.parse_args(arguments)

@@ -42,11 +42,13 @@ class Contestant:
 
 def simulator(setting: Setting) -> Component:
     """The environment of a setting as ours is configured."""
-    if setting.env_id.startswith("MetaWorld/"):
-        return component(
-            "envs", "metaworld", tasks=("reach-v3",), reward="dense", terminate_on_success=False
-        )
-    return component("envs", "envpool", id=setting.env_id)
+    return component(
+        "envs",
+        "envpool",
+        id=setting.env_id,
+        env_options=setting.env_options,
+        terminate_on_success=False,
+    )
 
 
 def train_config(setting: Setting, *, seed: int, asynchronous: bool) -> TrainConfig:

@@ -8,10 +8,10 @@ where it stopped. Evaluation is on the ``test`` manifest, which no setting was c
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,8 @@ from embodied_rl.statistics import wilson_interval
 
 RECORDS = Path("docs/results.jsonl")
 SEEDS = (0, 1, 2)
+JOBS = 2
+"""Runs side by side, each on one core."""
 
 
 @dataclass(frozen=True)
@@ -42,11 +44,30 @@ def demonstrations(count: int) -> tuple[str, ...]:
     return ("--imitation.episodes-per-task", str(count))
 
 
+MAIN = (
+    ("pick_place", 5),
+    ("push", 4),
+    ("peg_insert_side", 4),
+    ("basketball", 5),
+    ("shelf_place", 5),
+)
+HARD = (("pick_place", 3), ("push", 3), ("basketball", 2))
+SAMPLERS = ("uniform", "vade_thompson", "vas_mixed")
+
 CASES: tuple[Case, ...] = (
+    *(Case("main", f"metaworld/{t}_flow_sde", demonstrations(n)) for t, n in MAIN),
+    *(Case("noise", f"metaworld/{t}_flow_noise", demonstrations(n)) for t, n in MAIN[:2]),
+    *(Case("grpo", f"metaworld/{t}_grpo", demonstrations(n)) for t, n in MAIN[:2]),
     *(
-        Case("main", f"metaworld/{task}_flow_sde", demonstrations(count))
-        for task, count in (("pick_place", 5), ("push", 5))
+        Case(
+            "hard",
+            f"metaworld/{t}_flow_sde",
+            (*demonstrations(n), "--total-env-steps", "800000"),
+        )
+        for t, n in HARD
     ),
+    *(Case("mt10", "metaworld/mt10_flow_sde", ("--sampler.name", name)) for name in SAMPLERS),
+    *(Case("gaussian", f"metaworld/{t}_ppo", demonstrations(n)) for t, n in MAIN),
 )
 
 
@@ -54,8 +75,12 @@ def run(case: Case, seed: int) -> None:
     """Train one seed and append its evaluations to the records."""
     command = [sys.executable, "-W", "ignore", "-m", "embodied_rl.cli", "train", case.recipe]
     command += [*case.changes, "--seed", str(seed), "--evaluation.manifest", "test"]
+    command += ["--env.num-threads", "1"]
+    print(case.command, "seed", seed, file=sys.stderr, flush=True)
     started = time.perf_counter()
-    result = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    result = subprocess.run(
+        command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, check=True
+    )
     folder = Path(result.stdout.strip().splitlines()[-1])
     metrics = [r for r in read_jsonl(folder / "metrics.jsonl") if "iteration" in r]
     seconds = sum(r["time/collect_seconds"] + r["time/update_seconds"] for r in metrics)
@@ -114,11 +139,16 @@ def pooled(evaluations: list[dict[str, Any]], label: str, mode: str) -> str:
 def main(groups: list[str]) -> None:
     """Run what is missing of the groups, then print their tables."""
     done = {(r["group"], r["command"], r["seed"]) for r in read_jsonl(RECORDS)}
-    for case in CASES:
-        for seed in SEEDS:
-            if case.group in groups and (case.group, case.command, seed) not in done:
-                print(json.dumps([case.group, case.command, seed]), file=sys.stderr, flush=True)
-                run(case, seed)
+    missing = [
+        (case, seed)
+        for group in groups
+        for case in CASES
+        for seed in SEEDS
+        if case.group == group and (group, case.command, seed) not in done
+    ]
+    with ThreadPoolExecutor(max_workers=JOBS) as pool:
+        for finished in [pool.submit(run, case, seed) for case, seed in missing]:
+            finished.result()
     for group in groups:
         print(f"\n## {group}\n\n{table(group)}")
 

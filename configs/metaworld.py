@@ -53,7 +53,7 @@ def flow_sde(task: str) -> TrainConfig:
     return replace(
         base,
         name=f"metaworld/{recipe_stem(task)}_flow_sde",
-        total_env_steps=3_000_000 if task.startswith("mt") else 400_000,
+        total_env_steps={"mt10": 600_000, "mt50": 3_000_000}.get(task, 400_000),
     )
 
 
@@ -81,7 +81,7 @@ def grpo(task: str) -> TrainConfig:
             "algorithms",
             "grpo",
             learning_rate=1e-4,
-            num_epochs=10,
+            num_epochs=5,
             clip_ratio_low=0.02,
             clip_ratio_high=0.02,
         ),
@@ -95,7 +95,8 @@ def ppo(task: str) -> TrainConfig:
     return replace(
         base,
         name=f"metaworld/{recipe_stem(task)}_ppo",
-        policy=component("policies", "gaussian_mlp", hidden_dims=(256, 256, 256)),
+        policy=component("policies", "gaussian_mlp", hidden_dims=(256, 256, 256), units="action"),
+        algorithm=base.algorithm.replace(clip_ratio_low=0.2, clip_ratio_high=0.2),
     )
 
 

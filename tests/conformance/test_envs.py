@@ -349,18 +349,20 @@ def test_a_row_of_a_mixed_batch_equals_that_task_alone() -> None:
     alone.close()
 
 
-@pytest.mark.parametrize("task", ["pick-place-v3", "drawer-open-v3", "push-v3"])
-def test_experts_solve_their_tasks(task: str) -> None:
+@pytest.mark.parametrize("task", ["pick-place-v3", "drawer-open-v3", "push-v3", "shelf-place-v3"])
+def test_experts_solve_their_tasks_in_every_episode(task: str) -> None:
+    # envpool's shelf-place cannot be solved after its first reset, so that one is made anew.
     env = make_env("metaworld", tasks=task, num_envs=5, seed=2, autoreset=False)
     act = experts(env.task_names)
-    obs, _ = env.reset()
-    solved = torch.zeros(5, dtype=torch.bool)
-    for _ in range(250):
-        obs, _, _, _, info = env.step(act(obs["state"], env.task_ids))
-        solved |= info["success"]
-        if bool(solved.all()):
-            break
-    assert int(solved.sum()) >= 4
+    for _ in range(2):
+        obs, _ = env.reset()
+        solved = torch.zeros(5, dtype=torch.bool)
+        for _ in range(250):
+            obs, _, _, _, info = env.step(act(obs["state"], env.task_ids))
+            solved |= info["success"]
+            if bool(solved.all()):
+                break
+        assert int(solved.sum()) >= 4
     env.close()
 
 
