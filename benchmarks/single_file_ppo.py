@@ -179,7 +179,8 @@ class SingleFilePPO:
         b_log_probs, b_values = self.log_probs.reshape(-1), self.values.reshape(-1)
         b_advantages, b_returns = advantages.reshape(-1), returns.reshape(-1)
         indices = np.arange(setting.batch_size)
-        clip_fractions = []
+        clip_fractions: list[float] = []
+        losses: dict[str, Tensor] = {}
         for _ in range(setting.num_epochs):
             self.rng.shuffle(indices)
             for start in range(0, setting.batch_size, setting.minibatch_size):
@@ -210,15 +211,26 @@ class SingleFilePPO:
                 loss.backward()
                 nn.utils.clip_grad_norm_(self.agent.parameters(), setting.max_grad_norm)
                 self.optimizer.step()
-        y_pred, y_true = b_values.numpy(), b_returns.numpy()
+                losses = {
+                    "losses/value_loss": v_loss,
+                    "losses/policy_loss": pg_loss,
+                    "losses/entropy": entropy_loss,
+                    "losses/old_approx_kl": old_approx_kl,
+                    "losses/approx_kl": approx_kl,
+                }
+        self.log(losses, clip_fractions, b_values.numpy(), b_returns.numpy())
+
+    def log(
+        self,
+        losses: dict[str, Tensor],
+        clip_fractions: list[float],
+        y_pred: np.ndarray,
+        y_true: np.ndarray,
+    ) -> None:
+        """Scalars of an update; the losses are those of its last minibatch."""
         var_y = np.var(y_true)
         explained = np.nan if var_y == 0 else 1 - np.var(y_true - y_pred) / var_y
-        scalars = {
-            "losses/value_loss": v_loss.item(),
-            "losses/policy_loss": pg_loss.item(),
-            "losses/entropy": entropy_loss.item(),
-            "losses/old_approx_kl": old_approx_kl.item(),
-            "losses/approx_kl": approx_kl.item(),
+        scalars = {name: loss.item() for name, loss in losses.items()} | {
             "losses/clipfrac": float(np.mean(clip_fractions)),
             "losses/explained_variance": float(explained),
             "charts/SPS": self.global_step / (time.time() - self.start_time),

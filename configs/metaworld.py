@@ -100,6 +100,19 @@ def ppo(task: str) -> TrainConfig:
     )
 
 
+def demo() -> TrainConfig:
+    """What ``make demo`` runs: pick-place from 10 expert episodes, evaluated on test seeds."""
+    base = flow_sde("pick-place-v3")
+    assert base.imitation is not None
+    return replace(
+        base,
+        name="demo",
+        imitation=replace(base.imitation, episodes_per_task=10),
+        evaluation=EvalConfig(episodes=200, manifest="test"),
+        total_env_steps=250_000,
+    )
+
+
 def ppo_for_flows() -> Component:
     """PPO settings for flow policies; the clip range is in mean log-ratio per number."""
     return component(
@@ -195,8 +208,9 @@ def recipe_stem(task: str) -> str:
 
 def recipes() -> dict[str, Callable[[], TrainConfig]]:
     """Every task with every algorithm."""
-    return {
+    by_task = {
         f"metaworld/{recipe_stem(task)}_{name}": partial(recipe, task)
         for task in (*INSTRUCTIONS, "mt10", "mt50")
         for name, recipe in ALGORITHMS.items()
     }
+    return {"demo": demo, **by_task}

@@ -231,7 +231,7 @@ def doctor_command(arguments: list[str]) -> int:
 def demo_command(arguments: list[str]) -> int:
     """``demo``: 10 expert episodes, SFT, Flow-SDE, evaluation of both, report."""
     parser = argparse.ArgumentParser(prog="embodied-rl demo", description=demo_command.__doc__)
-    parser.add_argument("--recipe", default="metaworld/push_flow_sde")
+    parser.add_argument("--recipe", default="demo")
     own, rest = split_overlay(arguments, {"--recipe", "--help", "-h"})
     options = parser.parse_args(own)
     from embodied_rl.demo import demo

@@ -19,7 +19,6 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from embodied_rl.algorithms.successes import extend, successful_decisions
 from embodied_rl.losses.entropy import entropy_bonus
 from embodied_rl.losses.kl import kl_in_reward, kl_penalty
 from embodied_rl.losses.policy import clipped_surrogate
@@ -55,8 +54,6 @@ class PolicyGradientConfig:
         kl_estimator: k1, k2 or k3 (Schulman 2020).
         kl_in: add the penalty to the ``loss`` or subtract it from the ``reward``.
         bc_coef: weight of the imitation loss on the demonstrations (anchor), 0: off.
-        success_memory: decisions of the policy's own solved episodes that are imitated with the
-            demonstrations (self-imitation, weight ``bc_coef``), 0: none.
         w2_coef: weight of the squared distance between the ode actions of the new and the reference
             policy from the same noise (ReinFlow), 0: off; flow policies only.
         target_kl: stop the epochs once the mean squared joint log-ratio / 2 exceeds it, 0: off.
@@ -77,7 +74,6 @@ class PolicyGradientConfig:
     kl_estimator: Literal["k1", "k2", "k3"] = "k3"
     kl_in: Literal["loss", "reward"] = "loss"
     bc_coef: float = 0.0
-    success_memory: int = 0
     w2_coef: float = 0.0
     target_kl: float = 0.0
     max_grad_norm: float = 0.5
@@ -104,16 +100,13 @@ class PolicyGradient:
     ) -> None:
         self.policy: Any = policy
         self.config = config
-        self.targets = demonstrations
-        self.num_demonstrations = 0 if demonstrations is None else len(demonstrations[1])
+        self.demonstrations = demonstrations
         self.total_env_steps = total_env_steps
         self.num_updates = 0
         if config.bc_coef and demonstrations is None:
             raise ValueError(
                 "algorithm.bc_coef needs demonstrations: set imitation, or bc_coef to 0"
             )
-        if config.success_memory and not config.bc_coef:
-            raise ValueError("success_memory is unused with bc_coef=0: set bc_coef to 1")
         if config.kl_coef and config.kl_in == "loss" and config.kl_estimator == "k1":
             raise ValueError(
                 "kl_estimator=k1 has no gradient as a loss: set it to k3, or kl_in to reward"
@@ -167,13 +160,6 @@ class PolicyGradient:
             return
         self._set_learning_rate(env_steps)
         lag = self.num_updates - rollout.policy_version[advantages.keep].float().mean()
-        if self.config.success_memory and self.targets is not None:
-            self.targets = extend(
-                self.targets,
-                successful_decisions(rollout),
-                keep_first=self.num_demonstrations,
-                capacity=self.config.success_memory,
-            )
         minibatch_size = math.ceil(total / self.config.num_minibatches)
         for _ in range(self.config.num_epochs):
             kl = 0.0
@@ -205,7 +191,6 @@ class PolicyGradient:
             "optimizer": self.optimizer.state_dict(),
             "num_updates": self.num_updates,
             "reference": None if self.reference is None else self.reference.state_dict(),
-            "targets": list(self.targets or ()) if self.config.success_memory else [],
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -214,9 +199,6 @@ class PolicyGradient:
         self.num_updates = state["num_updates"]
         if self.reference is not None:
             self.reference.load_state_dict(state["reference"])
-        if state["targets"]:
-            obs, actions, mask = state["targets"]
-            self.targets = obs, actions, mask
 
     def _kept_rows(self, rollout: Rollout, advantages: Advantages) -> Batch:
         """Flatten [T, N] to the M rows that carry gradient, once per update."""
@@ -341,8 +323,8 @@ class PolicyGradient:
     def _anchor_step(self, batch: Batch, generator: torch.Generator | None) -> Stats:
         """Gradients of the anchors, added to those of the policy loss."""
         stats: Stats = {}
-        if self.config.bc_coef and self.targets is not None:
-            obs, actions, mask = self.targets
+        if self.config.bc_coef and self.demonstrations is not None:
+            obs, actions, mask = self.demonstrations
             pick_count = min(len(batch.advantages), 1024)
             pick = torch.randint(len(actions), (pick_count,), generator=generator)
             picked = {name: value[pick] for name, value in obs.items()}

@@ -1,6 +1,7 @@
 """The command line as a user meets it: a subprocess, its exit status, its last line."""
 
 import json
+import signal
 import subprocess
 import sys
 import time
@@ -176,3 +177,28 @@ def test_collect_writes_a_dataset_and_adds_to_it(tmp_path):
         assert result.stdout.strip().splitlines()[-1] == str(output)
     info = json.loads((output / "meta" / "info.json").read_text())
     assert info["total_episodes"] == 2 and info["codebase_version"] == "v3.0"
+
+
+def test_ctrl_c_keeps_the_last_checkpoint_and_the_run_can_be_resumed(tmp_path):
+    process = subprocess.Popen(
+        [
+            *(sys.executable, "-W", "ignore", "-m", "embodied_rl.cli", "train", "cartpole_ppo"),
+            *("--total-env-steps", "50000000", "--checkpoint.every", "1", "--no-eval"),
+            *("--env.num-threads", "1", "--runs", str(tmp_path)),
+        ],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    deadline = time.monotonic() + 60
+    while not list(tmp_path.glob("*/*/checkpoints/step_*")) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130 and "Traceback" not in errors
+    assert "last complete checkpoint" in errors
+    (folder,) = tmp_path.glob("*/*")
+    names = sorted(path.name for path in folder.glob("checkpoints/step_*"))
+    steps = str(1024 * (int(names[-1].removeprefix("step_")) + 2))
+    result = cli("train", "--resume", folder, "--total-env-steps", steps, "--no-eval")
+    assert result.returncode == 0, result.stderr

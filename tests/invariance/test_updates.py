@@ -12,7 +12,6 @@ from embodied_rl.advantages.gae import gae
 from embodied_rl.advantages.group_relative import group_relative
 from embodied_rl.algorithms.grpo import GRPO
 from embodied_rl.algorithms.ppo import PPO
-from embodied_rl.algorithms.successes import extend, successful_decisions
 from embodied_rl.envs import make_env
 from embodied_rl.flow import FlowConfig
 from embodied_rl.policies import make_policy
@@ -164,7 +163,6 @@ def test_options_that_would_do_nothing_are_refused():
     built, _ = setting()
     refused: list[Any] = [
         {"bc_coef": 1.0},
-        {"success_memory": 10},
         {"kl_coef": 1.0, "kl_estimator": "k1"},
     ]
     for options in refused:
@@ -172,24 +170,37 @@ def test_options_that_would_do_nothing_are_refused():
             PPO(built, PPO.Config(**options))
 
 
-def test_successes_are_the_executed_actions_of_solved_episodes():
-    _, rollout = setting()
-    solved = rollout.success.any(0)
-    assert solved.any() and not solved.all()
-    obs, actions, mask = successful_decisions(rollout)
-    expected = int(rollout.valid[:, solved].sum())
-    assert len(actions) == expected == len(obs["state"])
-    assert int(mask.sum()) == int(rollout.num_env_steps[:, solved].sum())
-    assert actions.abs().max() <= 1
+def test_the_imitation_anchor_pulls_the_policy_to_the_demonstrations():
+    built, rollout = setting()
+    rows = {"state": torch.randn(64, 4)}
+    demonstrations = rows, torch.full((64, 3, 2), 0.5), torch.ones(64, 3, dtype=torch.bool)
+
+    def distance(bc_coef):
+        policy = copy.deepcopy(built)
+        config = PPO.Config(num_epochs=60, learning_rate=1e-2, bc_coef=bc_coef)
+        PPO(policy, config, demonstrations=demonstrations).update(
+            rollout, gae(rollout), generator=torch.Generator().manual_seed(0)
+        )
+        actions = policy.sample(rows, generator=torch.Generator().manual_seed(1)).actions
+        return float((actions.mean(0) - 0.5).abs().mean())
+
+    assert distance(10.0) < 0.6 * distance(0.0)
 
 
-def test_the_memory_keeps_the_demonstrations_and_the_newest_successes():
-    def rows(*values):
-        column = torch.tensor(values, dtype=torch.float32).view(-1, 1, 1)
-        return {"state": column[:, 0]}, column.expand(-1, 3, 1), torch.ones(len(values), 3) > 0
+def test_the_first_updates_of_a_critic_warm_up_leave_the_actor_alone():
+    built, rollout = setting()
+    policy = copy.deepcopy(built)
+    update = PPO(policy, PPO.Config(critic_warmup=1, learning_rate=1e-2))
+    names = [name for name, _ in policy.named_parameters()]
 
-    memory = rows(-1, -2)
-    for start in (0, 10, 20):
-        memory = extend(memory, rows(start, start + 1, start + 2), keep_first=2, capacity=4)
-    assert memory[0]["state"].flatten().tolist() == [-1, -2, 12, 20, 21, 22]
-    assert len(memory[1]) == len(memory[2]) == 6
+    def changed():
+        return {
+            name
+            for name, old, new in zip(names, built.parameters(), policy.parameters(), strict=True)
+            if not torch.equal(old, new)
+        }
+
+    update.update(rollout, gae(rollout), generator=torch.Generator().manual_seed(0))
+    assert changed() and all(name.startswith("critic") for name in changed())
+    update.update(rollout, gae(rollout), generator=torch.Generator().manual_seed(0))
+    assert any(not name.startswith("critic") for name in changed())
