@@ -192,11 +192,14 @@ def make(
 def expert(name: str) -> Callable[[Array], Array]:
     """The benchmark's scripted policy of a task: observation [39] -> action [4] in [-1, 1].
 
-    44 of the 50 solve every episode; dial-turn's solves none.
+    Most solve every episode, a few 7 to 9 of 10. dial-turn's is ours: the benchmark's approaches
+    2 cm too high to move the dial of envpool's simulation and solves none.
 
     Raises:
         ValueError: unknown task, or the ``metaworld`` package is not installed.
     """
+    if task_name(name) == "dial-turn-v3":
+        return _turn_dial
     policy = _expert_policies()[task_name(name)]()
 
     def act(observation: Array) -> Array:
@@ -206,6 +209,20 @@ def expert(name: str) -> Callable[[Array], Array]:
         return np.clip(np.nan_to_num(action), -1.0, 1.0).astype(np.float32)
 
     return act
+
+
+def _turn_dial(observation: Array) -> Array:
+    """Go over the tip of the dial, then down beside it, then push it round."""
+    hand, dial = observation[HAND].astype(np.float64), observation[OBJECT].astype(np.float64)
+    beside = np.add(dial, (0.05, 0.02, 0.07))
+    if np.linalg.norm(hand[:2] - beside[:2]) > 0.02 and hand[2] > beside[2] + 0.04:
+        target = np.array([*beside[:2], 0.2])
+    elif hand[2] - beside[2] > 0.02:
+        target = beside
+    else:
+        target = np.add(beside, (-0.05, 0.005, 0.0))
+    displacement = np.clip(10.0 * (target - hand), -1.0, 1.0)
+    return np.array([*displacement, 1.0], np.float32)
 
 
 def experts(task_names: Sequence[str]) -> Callable[[Tensor, Tensor], Tensor]:

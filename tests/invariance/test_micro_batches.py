@@ -64,7 +64,7 @@ def updated(*, masked, **options):
 
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("loss_mean", ["token", "chunk", "trajectory"])
-@pytest.mark.parametrize("size", [1, 3, 5])
+@pytest.mark.parametrize("size", [3])
 def test_micro_batches_take_the_same_step(masked, loss_mean, size):
     whole, stats = updated(masked=masked, loss_mean=loss_mean)
     parts, _ = updated(masked=masked, loss_mean=loss_mean, micro_batch_size=size)
@@ -76,7 +76,8 @@ def test_micro_batches_take_the_same_step(masked, loss_mean, size):
 
 
 def test_what_weighs_equally_matters_only_where_units_are_missing_or_episodes_differ():
-    full = [updated(masked=False, loss_mean=by)[0] for by in ("token", "chunk")]
-    cut = [updated(masked=True, loss_mean=by)[0] for by in ("token", "chunk")]
-    assert all(torch.equal(a, b) for a, b in zip(*full, strict=True))
-    assert not all(torch.allclose(a, b, rtol=1e-4) for a, b in zip(*cut, strict=True))
+    full = {by: updated(masked=False, loss_mean=by)[0] for by in ("token", "chunk", "trajectory")}
+    cut = {by: updated(masked=True, loss_mean=by)[0] for by in ("token", "chunk")}
+    assert all(map(torch.equal, full["token"], full["chunk"]))
+    assert not all(map(torch.allclose, full["token"], full["trajectory"]))
+    assert not all(map(torch.allclose, cut["token"], cut["chunk"]))
