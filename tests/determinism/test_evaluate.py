@@ -1,5 +1,7 @@
 """Evaluation: which episodes are played, and that they are the same for everyone."""
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -27,7 +29,7 @@ def policy():
     return build_policy(CONFIG, policy_spec(env, CONFIG.env))
 
 
-def play(policy, *, episodes=60, split="tune", mode="greedy", env=CONFIG.env):
+def play(policy: Any, *, episodes=60, split: Any = "tune", mode: Any = "greedy", env=CONFIG.env):
     names = ["reach-0", "reach-1", "reach-2"]
     manifest = make_manifest(names, episodes=episodes, split=split)
     return evaluate(policy, env, manifest, mode=mode)
