@@ -53,7 +53,7 @@ def flow_sde(task: str) -> TrainConfig:
     return replace(
         base,
         name=f"metaworld/{recipe_stem(task)}_flow_sde",
-        total_env_steps={"mt10": 600_000, "mt50": 3_000_000}.get(task, 400_000),
+        total_env_steps={"mt10": 600_000, "mt50": 3_000_000}.get(task, 500_000),
     )
 
 
