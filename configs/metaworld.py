@@ -107,9 +107,9 @@ def demo() -> TrainConfig:
     return replace(
         base,
         name="demo",
-        imitation=replace(base.imitation, episodes_per_task=10),
+        imitation=replace(base.imitation, episodes_per_task=10, num_steps=700),
         evaluation=EvalConfig(episodes=200, manifest="test"),
-        total_env_steps=250_000,
+        total_env_steps=300_000,
     )
 
 
