@@ -158,8 +158,9 @@ def train(
         if resume:
             session.load_state_dict(newest_checkpoint(session))
             session.logger.truncate(session.iteration)
-        elif config.imitation is not None:
-            imitate(session)
+        else:
+            if config.imitation is not None:
+                imitate(session)
             save(session)
         if final and config.imitation is not None and session.iteration == 0:
             run_evaluation(session, label="sft")
