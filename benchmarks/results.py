@@ -1,9 +1,10 @@
-"""The tables of docs/results.md: trains every listed run through the command line and pools seeds.
+"""The tables of docs/results.md: trains every listed run through the command line, pools seeds.
 
-    python -m benchmarks.results GROUP [GROUP ...]
+    python -m benchmarks.results [--tables] GROUP [GROUP ...]
 
 Runs are skipped that are in ``docs/results.jsonl`` already, so that an interrupted series goes on
-where it stopped. Evaluation is on the ``test`` manifest, which no setting was chosen on.
+where it stopped; ``--tables`` runs nothing and prints what is there. Evaluation is on the ``test``
+manifest, which no setting was chosen on.
 """
 
 from __future__ import annotations
@@ -136,8 +137,8 @@ def pooled(evaluations: list[dict[str, Any]], label: str, mode: str) -> str:
     return f"{wins / count:.1%} [{low * 100:.1f}, {high * 100:.1f}] ({each})"
 
 
-def main(groups: list[str]) -> None:
-    """Run what is missing of the groups, then print their tables."""
+def run_missing(groups: list[str]) -> None:
+    """Run every case of the groups that has no record yet."""
     done = {(r["group"], r["command"], r["seed"]) for r in read_jsonl(RECORDS)}
     missing = [
         (case, seed)
@@ -149,6 +150,13 @@ def main(groups: list[str]) -> None:
     with ThreadPoolExecutor(max_workers=JOBS) as pool:
         for finished in [pool.submit(run, case, seed) for case, seed in missing]:
             finished.result()
+
+
+def main(arguments: list[str]) -> None:
+    """Run what is missing of the groups, then print their tables."""
+    groups = [name for name in arguments if name != "--tables"]
+    if "--tables" not in arguments:
+        run_missing(groups)
     for group in groups:
         print(f"\n## {group}\n\n{table(group)}")
 
