@@ -112,7 +112,7 @@ def table(group: str) -> str:
     records = [r for r in read_jsonl(RECORDS) if r["group"] == group]
     rows = []
     for command in dict.fromkeys(r["command"] for r in records):
-        runs = [r for r in records if r["command"] == command]
+        runs = sorted((r for r in records if r["command"] == command), key=lambda r: r["seed"])
         cells = [
             pooled([e for r in runs for e in r["evaluations"]], label, mode)
             for label in ("sft", "rl")
