@@ -8,13 +8,14 @@ restored).
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import itertools
 import json
 import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +74,7 @@ class Session:
         """Take some pending gradient steps: all of them within one rollout (asynchronous mode)."""
         options = self.algorithm.config
         share = math.ceil(options.num_epochs * options.num_minibatches / self.config.num_steps)
-        self.overlapped += islice(self.pending, share)
+        self.overlapped += itertools.islice(self.pending, share)
 
     def finish_update(self) -> list[Stats]:
         """Take every pending gradient step; returns the statistics of the whole update."""
@@ -153,7 +154,7 @@ def train(
     check(config)
     if config.num_threads:
         torch.set_num_threads(config.num_threads)
-    session = open_session(config, folder or new_run_folder(config))
+    session = open_session(config, folder)
     try:
         if resume:
             session.load_state_dict(newest_checkpoint(session))
@@ -174,8 +175,8 @@ def train(
     return session.folder
 
 
-def open_session(config: TrainConfig, folder: Path) -> Session:
-    """Build every part of a run and its folder."""
+def open_session(config: TrainConfig, folder: Path | None) -> Session:
+    """Build every part of a run and its folder (None: a new one)."""
     torch.manual_seed(derive_seed(config.seed, "global"))
     env = build_env(
         config.env, seed=derive_seed(config.seed, "env"), autoreset=config.num_steps > 0
@@ -183,6 +184,8 @@ def open_session(config: TrainConfig, folder: Path) -> Session:
     policy = build_policy(config, policy_spec(env, config.env))
     if config.init_from:
         start_from(config, policy, env)
+    if folder is None:
+        folder = claim_run_folder(config)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.yaml").write_text(to_yaml(config))
     demonstrations = None
@@ -513,12 +516,17 @@ def spec_plain(policy: Policy) -> dict[str, Any]:
     }
 
 
-def new_run_folder(config: TrainConfig) -> Path:
-    """``<runs>/<name>/<time>-seed<seed>``, numbered if it exists."""
-    stamp = time.strftime("%Y%m%d-%H%M%S")
-    base = Path(config.runs) / config.name / f"{stamp}-seed{config.seed}"
-    folder, count = base, 1
-    while folder.exists():
-        count += 1
-        folder = base.with_name(f"{base.name}-{count}")
-    return folder
+def claim_run_folder(config: TrainConfig) -> Path:
+    """Make ``<runs>/<name>/<time>-seed<seed>``, numbered if it exists.
+
+    Runs that start in the same second get folders of their own.
+    """
+    parent = Path(config.runs) / config.name
+    parent.mkdir(parents=True, exist_ok=True)
+    stem = f"{time.strftime('%Y%m%d-%H%M%S')}-seed{config.seed}"
+    for count in itertools.count(1):
+        folder = parent / (stem if count == 1 else f"{stem}-{count}")
+        with contextlib.suppress(FileExistsError):
+            folder.mkdir()
+            return folder
+    raise AssertionError("unreachable")
