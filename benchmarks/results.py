@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from embodied_rl.metrics import append_jsonl, read_jsonl
-from embodied_rl.statistics import wilson_interval
+from embodied_rl.statistics import bootstrap_interval, wilson_interval
 
 RECORDS = Path("docs/results.jsonl")
 SEEDS = (0, 1, 2)
@@ -67,7 +67,14 @@ CASES: tuple[Case, ...] = (
         )
         for t, n in HARD
     ),
-    *(Case("mt10", "metaworld/mt10_flow_sde", ("--sampler.name", name)) for name in SAMPLERS),
+    *(
+        Case(
+            "mt10",
+            "metaworld/mt10_flow_sde",
+            ("--evaluation.episodes", "500", "--sampler.name", name),
+        )
+        for name in SAMPLERS
+    ),
     *(Case("gaussian", f"metaworld/{t}_ppo", demonstrations(n)) for t, n in MAIN),
 )
 
@@ -84,23 +91,40 @@ def run(case: Case, seed: int) -> None:
     )
     folder = Path(result.stdout.strip().splitlines()[-1])
     metrics = [r for r in read_jsonl(folder / "metrics.jsonl") if "iteration" in r]
-    seconds = sum(r["time/collect_seconds"] + r["time/update_seconds"] for r in metrics)
     append_jsonl(
         RECORDS,
         {
             "group": case.group,
             "command": case.command,
             "seed": seed,
-            "rl_seconds": seconds,
+            "commit": commit(),
             "total_seconds": time.perf_counter() - started,
-            "env_steps": metrics[-1]["time/env_steps"] if metrics else 0,
-            "extra_rollouts": metrics[-1]["rollout/extra_rollouts"] if metrics else 0,
+            **training_figures(metrics),
             "evaluations": [
                 {k: v for k, v in r.items() if k != "successes"}
                 for r in read_jsonl(folder / "evaluations.jsonl")
             ],
         },
     )
+
+
+def commit() -> str:
+    """Short hash of the checkout."""
+    command = ["git", "rev-parse", "--short", "HEAD"]
+    return subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout.strip()
+
+
+def training_figures(metrics: list[dict[str, Any]]) -> dict[str, float]:
+    """What the RL part of a run cost and met, from its lines of ``metrics.jsonl``."""
+    variances = [r["rollout/success_variance"] for r in metrics]
+    return {
+        "rl_seconds": sum(r["time/collect_seconds"] + r["time/update_seconds"] for r in metrics),
+        "rl_cpu_seconds": sum(r["time/cpu_seconds"] for r in metrics),
+        "env_steps": metrics[-1]["time/env_steps"],
+        "episodes": sum(r["rollout/episodes"] for r in metrics),
+        "extra_rollouts": metrics[-1]["rollout/extra_rollouts"],
+        "success_variance": sum(variances) / len(variances),
+    }
 
 
 def table(group: str) -> str:
@@ -119,10 +143,16 @@ def table(group: str) -> str:
             for mode in ("greedy", "sampled")
         ]
         steps = sum(r["env_steps"] for r in runs) / len(runs)
-        seconds = sum(r["rl_seconds"] for r in runs) / len(runs)
+        # Processor time where it was recorded: a run has one core, which it may have to share.
+        seconds = sum(r.get("rl_cpu_seconds", r["rl_seconds"]) for r in runs) / len(runs)
         figures = [f"`{command}`", str(len(runs)), *cells, f"{steps / 1000:.0f}k", f"{seconds:.0f}"]
         rows.append(f"| {' | '.join(figures)} |")
     return "\n".join((*head, *rows))
+
+
+def of_task(runs: list[dict[str, Any]], task: str) -> list[dict[str, Any]]:
+    """The evaluations of ``runs``, of one task alone."""
+    return [{**e, **e["per_task"][task]} for r in runs for e in r["evaluations"]]
 
 
 def pooled(evaluations: list[dict[str, Any]], label: str, mode: str) -> str:
@@ -135,6 +165,48 @@ def pooled(evaluations: list[dict[str, Any]], label: str, mode: str) -> str:
     low, high = wilson_interval(wins, count)
     each = ", ".join(f"{e['success_rate'] * 100:.0f}" for e in picked)
     return f"{wins / count:.1%} [{low * 100:.1f}, {high * 100:.1f}] ({each})"
+
+
+def sampler_table(group: str) -> str:
+    """Markdown: what each task sampler met and paid; means over seeds with bootstrap intervals."""
+    lines = [
+        "| sampler | captured variance of success | episodes | refresh episodes | steps |",
+        "|---|---|---|---|---|",
+    ]
+    for command, runs in by_command(group).items():
+        variances = [r["success_variance"] for r in runs]
+        low, high = bootstrap_interval(variances)
+        mean = sum(variances) / len(variances)
+        cells = [
+            f"`{command.rpartition(' ')[2]}`",
+            f"{mean:.3f} [{low:.3f}, {high:.3f}] ({', '.join(f'{v:.3f}' for v in variances)})",
+            *(f"{sum(r[k] for r in runs) / len(runs):.0f}" for k in ("episodes", "extra_rollouts")),
+            f"{sum(r['env_steps'] for r in runs) / len(runs) / 1000:.0f}k",
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def task_table(group: str) -> str:
+    """Markdown: greedy success of each task before and after RL, seeds pooled."""
+    runs = by_command(group)
+    names = [f"RL `{command.rpartition(' ')[2]}`" for command in runs]
+    lines = [f"| task | SFT | {' | '.join(names)} |", "|---|---|" + "---|" * len(names)]
+    first = next(iter(runs.values()))
+    for task in first[0]["evaluations"][0]["per_task"]:
+        cells = [pooled(of_task(first, task), "sft", "greedy")]
+        cells += [pooled(of_task(group_runs, task), "rl", "greedy") for group_runs in runs.values()]
+        lines.append(f"| {task} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def by_command(group: str) -> dict[str, list[dict[str, Any]]]:
+    """Records of a group, by command, in the order of their seeds."""
+    records = sorted(
+        (r for r in read_jsonl(RECORDS) if r["group"] == group), key=lambda r: r["seed"]
+    )
+    commands = [case.command for case in CASES if case.group == group]
+    return {c: [r for r in records if r["command"] == c] for c in commands}
 
 
 def run_missing(groups: list[str]) -> None:
@@ -159,6 +231,8 @@ def main(arguments: list[str]) -> None:
         run_missing(groups)
     for group in groups:
         print(f"\n## {group}\n\n{table(group)}")
+        if group == "mt10":
+            print(f"\n{sampler_table(group)}\n\n{task_table(group)}")
 
 
 if __name__ == "__main__":

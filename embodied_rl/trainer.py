@@ -262,7 +262,7 @@ def reinforce(session: Session) -> None:
     """The reinforcement-learning loop."""
     config, algorithm = session.config, session.algorithm
     while session.env_steps < config.total_env_steps:
-        started = time.perf_counter()
+        started, cpu_started = time.perf_counter(), time.process_time()
         session.policy.set_progress(session.env_steps / config.total_env_steps)
         refresh_sampler(session)
         rollout, advantages = gather(session)
@@ -273,7 +273,14 @@ def reinforce(session: Session) -> None:
         )
         stats = overlapped if config.asynchronous else session.finish_update()
         session.iteration += 1
-        log(session, rollout, advantages.stats | mean_stats(stats), started, collected)
+        now = time.perf_counter()
+        timing = {
+            "time/steps_per_second": int(rollout.num_env_steps.sum()) / (now - started),
+            "time/collect_seconds": collected - started,
+            "time/update_seconds": now - collected,
+            "time/cpu_seconds": time.process_time() - cpu_started,
+        }
+        log(session, rollout, advantages.stats | mean_stats(stats), timing)
         if session.iteration % config.checkpoint.every == 0:
             save(session)
         if config.evaluation.every and session.iteration % config.evaluation.every == 0:
@@ -411,17 +418,13 @@ def task_outcomes(session: Session) -> tuple[torch.Tensor, torch.Tensor, torch.T
 
 
 def log(
-    session: Session, rollout: Rollout, stats: dict[str, float], started: float, collected: float
+    session: Session, rollout: Rollout, stats: dict[str, float], timing: dict[str, float]
 ) -> None:
     """One line of metrics per iteration; raises on NaN before anything is saved."""
     assert session.cursor is not None
-    now, finished = time.perf_counter(), session.cursor.finished
-    steps = int(rollout.num_env_steps.sum())
-    metrics: dict[str, float] = {
+    finished = session.cursor.finished
+    metrics: dict[str, float] = timing | {
         "time/env_steps": float(session.env_steps),
-        "time/steps_per_second": steps / (now - started),
-        "time/collect_seconds": collected - started,
-        "time/update_seconds": now - collected,
         "rollout/reward_mean": float(rollout.rewards[rollout.valid].mean()),
         "rollout/extra_rollouts": float(session.sampler.extra_rollouts),
     }
