@@ -29,6 +29,7 @@ def build_env(
     num_envs: int | None = None,
     group_size: int | None = None,
     chunk_length: int | None = None,
+    device: str | torch.device = "cpu",
     episode_seeds: Sequence[int] | None = None,
     normalize: bool = True,
     options: dict[str, Any] | None = None,
@@ -42,6 +43,7 @@ def build_env(
         num_envs: replaces that of ``config`` (evaluation, collection).
         group_size: likewise.
         chunk_length: likewise.
+        device: of observations, rewards and flags.
         episode_seeds: [N] simulator seed of each row's episode (evaluation).
         normalize: wrap with the running observation statistics that ``config`` asks for.
         options: further options of the simulator.
@@ -59,6 +61,7 @@ def build_env(
         max_episode_steps=config.max_episode_steps or None,
         autoreset=autoreset,
         group_size=group_size or config.group_size,
+        device=device,
         num_threads=config.num_threads or None,
         episode_seeds=episode_seeds,
         **{**config.simulator.options, **(options or {})},
@@ -71,6 +74,24 @@ def build_env(
     if config.normalize_obs and normalize:
         env = NormalizeObservation(env)
     return env
+
+
+def usable_device(name: str) -> torch.device:
+    """The device called ``name``, checked to be there.
+
+    Raises:
+        ConfigError: no such device on this machine.
+    """
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        usable = ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])
+        raise ConfigError(
+            f"device={name!r} cannot be used here ({str(error).splitlines()[0]}): take one of "
+            f"{', '.join(usable)}, see `embodied-rl doctor`"
+        ) from error
+    return device
 
 
 def policy_spec(env: VectorEnv, config: EnvConfig) -> PolicySpec:
@@ -122,8 +143,10 @@ def build_policy(config: TrainConfig, spec: PolicySpec) -> Policy:
     return policy
 
 
-def load_policy(path: str | Path) -> tuple[Policy, TrainConfig, dict[str, Any]]:
-    """(policy, configuration of its run, checkpoint state) of a run or checkpoint folder.
+def load_policy(
+    path: str | Path, *, device: str = "cpu"
+) -> tuple[Policy, TrainConfig, dict[str, Any]]:
+    """(policy on ``device``, configuration of its run, checkpoint state) of a run or checkpoint.
 
     Raises:
         CheckpointError: no checkpoint there, or one that is unreadable, truncated or foreign.
@@ -135,7 +158,7 @@ def load_policy(path: str | Path) -> tuple[Policy, TrainConfig, dict[str, Any]]:
     policy = build_policy(config, PolicySpec(**state["spec"]))
     assert isinstance(policy, nn.Module)
     policy.load_state_dict(state["policy"])
-    policy.eval()
+    policy.to(usable_device(device)).eval()
     if state["cursor"] is not None and config.total_env_steps:
         policy.set_progress(min(state["cursor"]["env_steps"] / config.total_env_steps, 1.0))
     return policy, config, state

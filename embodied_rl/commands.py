@@ -100,6 +100,7 @@ def eval_command(arguments: list[str]) -> int:
     parser.add_argument("--episodes", type=int, default=200)
     parser.add_argument("--mode", choices=("greedy", "sampled"), default="greedy")
     parser.add_argument("--manifest", choices=("tune", "test"), default="test")
+    parser.add_argument("--device", default="cpu", help="where the policy runs, e.g. cuda")
     parser.add_argument("--video", action="store_true", help="also film the first episodes")
     parser.add_argument("--json", action="store_true", help="print one JSON object as last line")
     options = parser.parse_args(arguments)
@@ -111,6 +112,7 @@ def eval_command(arguments: list[str]) -> int:
         episodes=options.episodes,
         mode=options.mode,
         split=options.manifest,
+        device=options.device,
     )
     record.pop("successes")
     if options.video:

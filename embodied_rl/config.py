@@ -198,6 +198,8 @@ class TrainConfig:
         evaluation, checkpoint: see their classes.
         seed: the one seed everything derives from.
         runs: folder that holds run folders.
+        device: where the policy, the rollouts and the observations live, e.g. ``cuda``; simulators
+            that run on the processor copy their observations there.
         num_threads: torch threads; 0 leaves them as they are (one where the command line starts the
             run, unless OMP_NUM_THREADS says otherwise).
     """
@@ -220,6 +222,7 @@ class TrainConfig:
     checkpoint: CheckpointConfig = CheckpointConfig()
     seed: int = 0
     runs: str = "runs"
+    device: str = "cpu"
     num_threads: int = 0
 
 

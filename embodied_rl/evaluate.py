@@ -87,16 +87,17 @@ def evaluate(
         ``length_mean``, ``episodes``, ``mode``, ``manifest_sha256``, ``fingerprint``, ``per_task``
         and ``successes`` (a string of 0 and 1 in manifest order, for paired comparisons).
     """
+    device = policy_device(policy)
     results: list[dict[str, torch.Tensor]] = []
     digest = hashlib.sha256()
     for start in range(0, len(manifest.seeds), BLOCK):
         seeds = manifest.seeds[start : start + BLOCK]
-        env = _fresh_env(env_config, manifest, start, len(seeds), normalizer)
+        env = _fresh_env(env_config, manifest, start, len(seeds), normalizer, device)
         try:
             cursor = rollout.start(env, task_ids=_task_ids(env, manifest, start, len(seeds)))
             for name in sorted(cursor.obs):
-                digest.update(cursor.obs[name].contiguous().numpy().tobytes())
-            generator = torch_generator(0, "evaluate", manifest.split, start)
+                digest.update(cursor.obs[name].contiguous().cpu().numpy().tobytes())
+            generator = torch_generator(0, "evaluate", manifest.split, start, device=device)
             results.append(
                 play_episodes(
                     env, policy, cursor, deterministic=mode == "greedy", generator=generator
@@ -110,6 +111,13 @@ def evaluate(
     return _record(merged, manifest, mode, fingerprint(env_config, digest.hexdigest()))
 
 
+def policy_device(policy: Policy) -> torch.device:
+    """Where the policy's parameters are; the CPU for a policy without parameters."""
+    parameters = policy.parameters() if isinstance(policy, torch.nn.Module) else iter(())
+    first = next(parameters, None)
+    return torch.device("cpu") if first is None else first.device
+
+
 def play_episodes(
     env: VectorEnv,
     policy: Policy,
@@ -118,7 +126,7 @@ def play_episodes(
     deterministic: bool,
     generator: torch.Generator | None,
 ) -> dict[str, torch.Tensor]:
-    """One episode per row: ``success``, ``return``, ``length``, [N] each, in row order."""
+    """One episode per row: ``success``, ``return``, ``length``, [N] each on the CPU, in order."""
     running = torch.ones(env.num_envs, dtype=torch.bool)
     results = {
         "success": torch.zeros(env.num_envs, dtype=torch.bool),
@@ -130,9 +138,9 @@ def play_episodes(
         with torch.no_grad():
             output = policy.sample(cursor.obs, deterministic=deterministic, generator=generator)
         cursor.obs, _, terminated, truncated, info = env.step(output.actions)
-        ended = (terminated | truncated) & running
+        ended = (terminated | truncated).cpu() & running
         for name, source in names.items():
-            results[name][ended] = info["episode"][source][ended].to(results[name].dtype)
+            results[name][ended] = info["episode"][source].cpu()[ended].to(results[name].dtype)
         running &= ~ended
     return results
 
@@ -156,6 +164,7 @@ def _fresh_env(
     start: int,
     count: int,
     normalizer: dict[str, Any] | None,
+    device: torch.device,
 ) -> VectorEnv:
     env = build_env(
         config,
@@ -163,6 +172,7 @@ def _fresh_env(
         autoreset=False,
         num_envs=count,
         group_size=1,
+        device=device,
         episode_seeds=manifest.seeds[start : start + count],
         normalize=normalizer is not None,
     )
@@ -219,6 +229,7 @@ def evaluate_run(
     episodes: int = 200,
     mode: Mode = "greedy",
     split: Split = "test",
+    device: str = "cpu",
 ) -> dict[str, Any]:
     """Evaluate a saved policy; see ``evaluate`` for the record.
 
@@ -229,12 +240,15 @@ def evaluate_run(
         episodes: length of the manifest.
         mode: ``greedy`` or ``sampled``.
         split: ``tune`` or ``test`` seeds.
+        device: where the policy runs.
 
     Raises:
         CheckpointError: no checkpoint there, or an unreadable one.
     """
     named = path / "checkpoints" / checkpoint
-    policy, config, state = load_policy(named if named.is_dir() else path / checkpoint)
+    policy, config, state = load_policy(
+        named if named.is_dir() else path / checkpoint, device=device
+    )
     task_names = state["task_names"]
     manifest = make_manifest(task_names, episodes=episodes, split=split)
     return evaluate(

@@ -402,7 +402,8 @@ def draw_step_index(
     if config.chain != "single_step":
         return None
     draws = 1 if config.step_draw == "batch" else batch_size
-    index = torch.randint(config.num_stochastic_steps, (draws,), generator=generator)
+    device = None if generator is None else generator.device
+    index = torch.randint(config.num_stochastic_steps, (draws,), generator=generator, device=device)
     return index.expand(batch_size).clone()
 
 

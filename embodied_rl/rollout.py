@@ -36,7 +36,7 @@ class Cursor:
         next_episode_id: first id that was never used.
         env_steps: simulator steps taken since the start of the run.
         finished: return, length, success_once, success_at_end and task_ids of the episodes that
-            ended in the last rollout, [E] each; not checkpointed.
+            ended in the last rollout, [E] each on the CPU; not checkpointed.
     """
 
     obs: TensorDict
@@ -50,14 +50,15 @@ def start(env: VectorEnv, *, task_ids: Tensor | None = None) -> Cursor:
     """Reset every row (to ``task_ids`` [N] if given) and return a fresh cursor."""
     options = None if task_ids is None else {"task_ids": task_ids}
     obs, _ = env.reset(options=options)
-    return Cursor(obs=obs, episode_ids=torch.arange(env.num_envs), next_episode_id=env.num_envs)
+    episode_ids = torch.arange(env.num_envs, device=env.device)
+    return Cursor(obs=obs, episode_ids=episode_ids, next_episode_id=env.num_envs)
 
 
 def restart(env: VectorEnv, cursor: Cursor, *, task_ids: Tensor | None = None) -> None:
     """Begin a new episode in every row, in place."""
     options = None if task_ids is None else {"task_ids": task_ids}
     cursor.obs, _ = env.reset(options=options)
-    everywhere = torch.ones(env.num_envs, dtype=torch.bool)
+    everywhere = torch.ones(env.num_envs, dtype=torch.bool, device=env.device)
     _new_episodes(cursor, everywhere)
 
 
@@ -91,7 +92,7 @@ def collect(
     """
     records: list[dict[str, Any]] = []
     ended: list[dict[str, Any]] = []
-    running = torch.ones(env.num_envs, dtype=torch.bool)
+    running = torch.ones(env.num_envs, dtype=torch.bool, device=env.device)
     while len(records) < num_steps or (num_steps == 0 and bool(running.any())):
         version = policy_version()
         output = policy.sample(cursor.obs, deterministic=deterministic, generator=generator)
@@ -130,7 +131,7 @@ def _finished_episodes(records: list[dict[str, Any]]) -> TensorDict:
         ended = record["info"]["_episode"]
         for name, value in (*record["info"]["episode"].items(), ("task_ids", record["task_ids"])):
             parts.setdefault(name, []).append(value[ended])
-    return {name: torch.cat(values) for name, values in parts.items()}
+    return {name: torch.cat(values).cpu() for name, values in parts.items()}
 
 
 def concat_rollouts(parts: list[Rollout]) -> Rollout:
@@ -165,7 +166,8 @@ def _pad_steps(value: Tensor, steps: int) -> Tensor:
 def _new_episodes(cursor: Cursor, done: Tensor) -> None:
     count = int(done.sum())
     ids = cursor.episode_ids.clone()
-    ids[done] = torch.arange(cursor.next_episode_id, cursor.next_episode_id + count)
+    fresh = torch.arange(cursor.next_episode_id, cursor.next_episode_id + count)
+    ids[done] = fresh.to(ids.device)
     cursor.episode_ids = ids
     cursor.next_episode_id += count
 
@@ -183,14 +185,14 @@ def _assemble(records: list[dict[str, Any]], cursor: Cursor, policy: Policy) -> 
     values, next_values = _values(records, outputs, obs, cursor, policy, terminated, truncated)
     steps, envs = rewards.shape
     if outputs[0].log_probs is None:
-        log_probs = torch.zeros((steps, envs, 1))
-        unit_mask = torch.ones((steps, envs, 1), dtype=torch.bool)
+        log_probs = rewards.new_zeros((steps, envs, 1))
+        unit_mask = rewards.new_ones((steps, envs, 1), dtype=torch.bool)
     else:
         log_probs = torch.stack([o.log_probs for o in outputs if o.log_probs is not None])
         unit_mask = policy.unit_mask(stack_info("unit_mask").flatten(0, 1))
         unit_mask = unit_mask.unflatten(0, (steps, envs))
     replay = {name: torch.stack([o.replay[name] for o in outputs]) for name in outputs[0].replay}
-    versions = torch.tensor([record["policy_version"] for record in records])
+    versions = torch.tensor([r["policy_version"] for r in records], device=rewards.device)
     return Rollout(
         obs=obs,
         actions=torch.stack([output.actions for output in outputs]),

@@ -27,7 +27,7 @@ from embodied_rl import rollout as rollouts
 from embodied_rl.advantages.normalize import ReturnNormalizer
 from embodied_rl.algorithms.policy_gradient import PolicyGradient, Stats, mean_stats
 from embodied_rl.algorithms.sft import SFT, Demonstrations
-from embodied_rl.build import build_env, build_policy, load_policy, policy_spec
+from embodied_rl.build import build_env, build_policy, load_policy, policy_spec, usable_device
 from embodied_rl.checkpoint import CheckpointError, CheckpointManager
 from embodied_rl.config import ConfigError, TrainConfig, check, to_yaml
 from embodied_rl.demonstrations import load_demonstrations
@@ -126,7 +126,7 @@ class Session:
             self.reward_normalizer.load_state_dict(state["reward_normalizer"])
         if state["cursor"] is None:
             return
-        self.cursor = Cursor(**state["cursor"])
+        self.cursor = Cursor(**on_device(state["cursor"], self.env.device))
         if state["env"] is None:
             rollouts.restart(self.env, self.cursor)
         else:
@@ -178,10 +178,16 @@ def train(
 def open_session(config: TrainConfig, folder: Path | None) -> Session:
     """Build every part of a run and its folder (None: a new one)."""
     torch.manual_seed(derive_seed(config.seed, "global"))
+    device = usable_device(config.device)
     env = build_env(
-        config.env, seed=derive_seed(config.seed, "env"), autoreset=config.num_steps > 0
+        config.env,
+        seed=derive_seed(config.seed, "env"),
+        autoreset=config.num_steps > 0,
+        device=device,
     )
     policy = build_policy(config, policy_spec(env, config.env))
+    assert isinstance(policy, nn.Module)
+    policy.to(device)
     if config.init_from:
         start_from(config, policy, env)
     if folder is None:
@@ -190,7 +196,7 @@ def open_session(config: TrainConfig, folder: Path | None) -> Session:
     (folder / "config.yaml").write_text(to_yaml(config))
     demonstrations = None
     if config.imitation is not None:
-        demonstrations = load_demonstrations(config, folder)
+        demonstrations = on_device(load_demonstrations(config, folder), device)
         fit_inputs(policy, demonstrations)
     return Session(
         config=config,
@@ -203,17 +209,30 @@ def open_session(config: TrainConfig, folder: Path | None) -> Session:
             num_tasks=len(env.task_names),
             **{"seed": derive_seed(config.seed, "sampler"), **config.sampler.options},
         ),
-        generator=torch_generator(config.seed, "train"),
+        generator=torch_generator(config.seed, "train", device=device),
         logger=MetricsLogger(folder, total_env_steps=config.total_env_steps),
         checkpoints=CheckpointManager(
             folder / "checkpoints", keep_last=config.checkpoint.keep_last
         ),
         reward_normalizer=ReturnNormalizer(
-            num_envs=config.env.num_envs, gamma=config.advantage.options.get("gamma", 0.99)
+            num_envs=config.env.num_envs,
+            gamma=config.advantage.options.get("gamma", 0.99),
+            device=device,
         )
         if config.normalize_rewards
         else None,
     )
+
+
+def on_device(tree: Any, device: torch.device) -> Any:
+    """``tree`` of dicts and tuples with its tensors on ``device``."""
+    if isinstance(tree, torch.Tensor):
+        return tree.to(device)
+    if isinstance(tree, dict):
+        return {name: on_device(value, device) for name, value in tree.items()}
+    if isinstance(tree, tuple):
+        return tuple(on_device(value, device) for value in tree)
+    return tree
 
 
 def start_from(config: TrainConfig, policy: Policy, env: VectorEnv) -> None:
@@ -362,7 +381,7 @@ def imitate(session: Session) -> None:
     demonstrations = session.demonstrations
     assert config.imitation is not None and demonstrations is not None
     sft = SFT(session.module, config.imitation, demonstrations=demonstrations)
-    generator = torch_generator(config.seed, "imitation")
+    generator = torch_generator(config.seed, "imitation", device=session.env.device)
     with session.logger.progress("imitation", total=config.imitation.num_steps) as advance:
         losses: list[torch.Tensor] = []
         for loss in sft.gradient_steps(generator=generator):

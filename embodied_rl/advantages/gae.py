@@ -57,6 +57,7 @@ def gae(
     *,
     gamma: float = 0.99,
     gae_lambda: float = 0.95,
+    bootstrap_truncated: bool = True,
     normalize: Normalize = "batch",
 ) -> Advantages:
     """GAE over a rollout; the value targets are A_t + V(s_t) before normalisation.
@@ -65,17 +66,23 @@ def gae(
         rollout: experience with ``values`` and ``next_values`` of a critic.
         gamma: discount per decision step.
         gae_lambda: 0 is the TD error, 1 the Monte-Carlo return minus the value.
+        bootstrap_truncated: an episode cut by its time limit goes on in the critic's eyes. False
+            counts running out of time as failure: right where the aim is success within the
+            limit, because a critic that is never shown a zero keeps promising success in states
+            from which none ever came.
         normalize: ``batch``, ``task`` or ``none``.
 
     Returns:
         Advantages that keep every valid row; stats are ``advantage_mean`` and ``advantage_std``
         before normalisation.
     """
-    valid = rollout.valid
+    valid, next_values = rollout.valid, rollout.next_values
+    if not bootstrap_truncated:
+        next_values = next_values.masked_fill(rollout.truncated, 0.0)
     advantages = gae_advantages(
         rollout.rewards,
         rollout.values,
-        rollout.next_values,
+        next_values,
         rollout.dones,
         gamma=gamma,
         gae_lambda=gae_lambda,

@@ -163,7 +163,9 @@ class PolicyGradient:
         minibatch_size = math.ceil(total / self.config.num_minibatches)
         for _ in range(self.config.num_epochs):
             kl = 0.0
-            shuffled = take(rows, torch.randperm(total, generator=generator))
+            device = rows.advantages.device
+            order = torch.randperm(total, generator=generator, device=device)
+            shuffled = take(rows, order)
             for start in range(0, total, minibatch_size):
                 minibatch = take(shuffled, slice(start, start + minibatch_size))
                 stats = self._gradient_step(minibatch, generator)
@@ -326,7 +328,9 @@ class PolicyGradient:
         if self.config.bc_coef and self.demonstrations is not None:
             obs, actions, mask = self.demonstrations
             pick_count = min(len(batch.advantages), 1024)
-            pick = torch.randint(len(actions), (pick_count,), generator=generator)
+            pick = torch.randint(
+                len(actions), (pick_count,), generator=generator, device=actions.device
+            )
             picked = {name: value[pick] for name, value in obs.items()}
             loss = self.policy.imitation_loss(
                 picked, actions[pick], mask[pick], generator=generator

@@ -52,7 +52,7 @@ class SFT:
                     self.step, total=self.config.num_steps
                 )
             size = min(self.config.batch_size, len(actions))
-            pick = torch.randint(len(actions), (size,), generator=generator)
+            pick = torch.randint(len(actions), (size,), generator=generator, device=actions.device)
             picked = {name: value[pick] for name, value in obs.items()}
             loss = self.policy.imitation_loss(
                 picked, actions[pick], mask[pick], generator=generator

@@ -146,6 +146,20 @@ def test_gae_is_the_lambda_return_minus_the_value(seed: int, gamma: float, lam: 
     assert torch.equal(result.keep, rollout.valid)
 
 
+def test_running_out_of_time_may_count_as_failure() -> None:
+    rollout = make_rollout(num_steps=37, num_envs=4, seed=5)
+    assert (rollout.next_values[rollout.truncated] != 0).all()
+    dead = dataclasses.replace(
+        rollout, next_values=torch.where(rollout.dones, 0.0, rollout.next_values)
+    )
+    result = gae(rollout, gamma=0.9, gae_lambda=0.8, bootstrap_truncated=False, normalize="none")
+    assert result.returns is not None
+    for n, steps in pieces(rollout):
+        for i, t in enumerate(steps):
+            target = lambda_return(dead, n, steps[i:], 0.9, 0.8)
+            assert result.returns[t, n].item() == pytest.approx(target, abs=1e-5)
+
+
 def test_a_gap_in_mid_episode_cuts_and_bootstraps() -> None:
     rollout = make_rollout(num_steps=40, num_envs=3, seed=4)
     gaps = torch.rand(rollout.shape, generator=torch.Generator().manual_seed(0)) < 0.2
