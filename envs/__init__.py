@@ -3,6 +3,8 @@
 ``make_env(name, ...)`` looks ``name`` up in the registry and returns a ``VectorEnv``.
 """
 
+from __future__ import annotations
+
 if not __name__.startswith("embodied_rl."):
     raise ImportError(
         "import embodied_rl.envs instead of envs: the folder at the top of the checkout is not a "
@@ -10,12 +12,15 @@ if not __name__.startswith("embodied_rl."):
     )
 
 from collections.abc import Sequence
-from typing import Any
-
-import torch
+from inspect import signature
+from typing import TYPE_CHECKING, Any
 
 from embodied_rl.registry import RegistryError, near_names, options_of, registry
-from embodied_rl.types import VectorEnv
+
+if TYPE_CHECKING:  # worker processes start without torch
+    import torch
+
+    from embodied_rl.types import VectorEnv
 
 __all__ = ["make_env"]
 
@@ -63,7 +68,7 @@ def make_env(
         "num_threads": num_threads,
         "episode_seeds": episode_seeds,
     }
-    defaults = options_of(make_env)
+    defaults = signature(make_env).parameters
     known = options_of(make)
     for option, value in (common | options).items():
         # A small environment may leave common options out, as long as nobody asks for them.

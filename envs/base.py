@@ -22,7 +22,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, TypeAlias
+from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
 
 import gymnasium
 import numpy as np
@@ -32,13 +32,12 @@ from gymnasium import spaces
 from gymnasium.vector import AutoresetMode
 from torch import Tensor
 
-from embodied_rl.envs.spaces import ActionCodec, Array
+from embodied_rl.envs.spaces import ActionCodec, Array, ArrayDict
 from embodied_rl.registry import near_names
 from embodied_rl.types import TensorDict
 
 IntArray: TypeAlias = npt.NDArray[np.int64]
 BoolArray: TypeAlias = npt.NDArray[np.bool_]
-ArrayDict: TypeAlias = dict[str, Array]
 
 Resume: TypeAlias = Literal["replay", "exact", "none"]
 
@@ -54,6 +53,9 @@ class Transition:
         rewards: [n] float32.
         terminated, truncated: [n] bool.
         success: [n] bool, or None for a simulator that has no notion of success.
+        dropped: [n] bool, the simulator lost the episode and did not take the step (a worker
+            process died); None: no row did.
+        restarts: worker processes that were restarted since the last sub-step.
     """
 
     obs: ArrayDict
@@ -61,6 +63,8 @@ class Transition:
     terminated: BoolArray
     truncated: BoolArray
     success: BoolArray | None
+    dropped: BoolArray | None = None
+    restarts: int = 0
 
 
 class Simulator(Protocol):
@@ -110,6 +114,15 @@ class Simulator(Protocol):
 
     def close(self) -> None:
         """Release the simulator."""
+        ...
+
+
+@runtime_checkable
+class Renderer(Protocol):
+    """A simulator that has pictures."""
+
+    def render(self, row: int) -> npt.NDArray[np.uint8]:
+        """[H, W, 3] picture of the present state of ``row``."""
         ...
 
 
@@ -191,11 +204,16 @@ class SimulatorVectorEnv:
         self._journal: deque[tuple[int, IntArray | None, Array]] = deque()
         self._tick = 0
         self._reset_tick: IntArray = np.zeros(n, np.int64)
+        # Of the decision at hand: episodes that the simulator lost, workers that it restarted.
+        self._restarts = 0
         # What every ordinary step returns unchanged.
         self._false: BoolArray = np.zeros(n, np.bool_)
+        self._dropped = self._false
+        self._all_rows: IntArray = np.arange(n, dtype=np.int64)
         self._ones = self._tensor(np.ones(n, np.int64))
         self._all_true = self._tensor(np.ones(n, np.bool_))
         self._all_false = self._tensor(self._false)
+        self._zeros = self._tensor(np.zeros(n, np.int64))
         self._full_mask = self._tensor(np.ones((n, h), np.bool_))
         self._no_episode = self._episode_info()
         self._publish_ids()
@@ -345,6 +363,7 @@ class SimulatorVectorEnv:
     def _recv_all(self) -> _Decision:
         """The common case, H = 1 and every row running, in as few operations as possible."""
         transition = self.simulator.recv()
+        self._note_failures(self._all_rows, transition)
         self._obs = transition.obs
         terminated, solved = transition.terminated, transition.success
         success = self._all_false
@@ -358,6 +377,8 @@ class SimulatorVectorEnv:
         self._length += 1
         self._return += transition.rewards
         truncated = transition.truncated
+        if transition.dropped is not None:
+            truncated = truncated | transition.dropped
         if self.max_episode_steps is not None:
             truncated = truncated | (self._length >= self.max_episode_steps)
         return _Decision(
@@ -385,6 +406,7 @@ class SimulatorVectorEnv:
             if k > 0:
                 self._send_rows(actions[:, k], None if rows.size == n else rows)
             transition = self.simulator.recv()
+            self._note_failures(rows, transition)
             self._obs = merge(self._obs, rows, transition.obs, n)
             step_rewards[rows, k] = transition.rewards
             unit_mask[rows, k] = True
@@ -418,9 +440,18 @@ class SimulatorVectorEnv:
         if self.terminate_on_success:
             terminated = terminated | solved
         truncated = transition.truncated
+        if transition.dropped is not None:
+            truncated = truncated | transition.dropped
         if self.max_episode_steps is not None:
             truncated = truncated | (self._length[rows] >= self.max_episode_steps)
         return terminated, truncated > terminated
+
+    def _note_failures(self, rows: IntArray, transition: Transition) -> None:
+        """Remember what the simulator lost, for the info of this decision."""
+        self._restarts += transition.restarts
+        if transition.dropped is not None and transition.dropped.any():
+            self._dropped = self._dropped.copy()
+            self._dropped[rows] |= transition.dropped
 
     def _finish(
         self, decision: _Decision
@@ -438,10 +469,16 @@ class SimulatorVectorEnv:
             "_final_obs": self._all_false,
             "episode": self._no_episode,
             "_episode": self._all_false,
+            "dropped": self._all_false,
+            "worker_restarts": self._zeros,
         }
-        if done.any():
+        ended = done.any()
+        if ended:
             info["_final_obs"] = info["_episode"] = self._tensor(done)
             info["episode"] = self._episode_info()
+        if self._restarts or self._dropped is not self._false:
+            self._add_failures(info)
+        if ended:
             if self._autoreset:
                 self._obs = self._start(np.flatnonzero(done))
                 obs = self._tensors(self._obs)
@@ -455,6 +492,19 @@ class SimulatorVectorEnv:
             self._tensor(decision.truncated),
             info,
         )
+
+    def _add_failures(self, info: dict[str, Any]) -> None:
+        """Lost episodes are no episodes; nothing of them is kept for a resume."""
+        counts = np.zeros(self.num_envs, np.int64)
+        counts[0] = self._restarts
+        kept = self._tensor(~self._dropped)
+        info["worker_restarts"] = self._tensor(counts)
+        info["dropped"] = self._tensor(self._dropped)
+        info["_episode"] = info["_episode"] & kept
+        info["valid"] = info["valid"] & kept
+        self._length[self._dropped] = 0
+        self._reset_tick[self._dropped] = self._tick
+        self._dropped, self._restarts = self._false, 0
 
     def _episode_info(self) -> TensorDict:
         return {
@@ -550,6 +600,16 @@ class SimulatorVectorEnv:
             self._send_rows(actions[:, k], None if rows.size == self.num_envs else rows)
             obs = self.simulator.recv().obs
             self._obs = merge(self._obs, rows, obs, self.num_envs)
+
+    def render(self, row: int) -> npt.NDArray[np.uint8]:
+        """[H, W, 3] picture of the present state of ``row``.
+
+        Raises:
+            ValueError: this simulator has no pictures.
+        """
+        if not isinstance(self.simulator, Renderer):
+            raise ValueError(f"{type(self.simulator).__name__} has no pictures")
+        return self.simulator.render(row)
 
     def close(self) -> None:
         """Release the simulator."""

@@ -5,15 +5,18 @@ Axes: N row, H action of a chunk.
 
 from __future__ import annotations
 
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import gymnasium
 import numpy as np
 import numpy.typing as npt
 from gymnasium import spaces
-from torch import Tensor
+
+if TYPE_CHECKING:  # worker processes start without torch
+    from torch import Tensor
 
 Array: TypeAlias = npt.NDArray[Any]
+ArrayDict: TypeAlias = dict[str, Array]
 
 
 class ActionCodec:

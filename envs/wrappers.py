@@ -20,6 +20,7 @@ from typing import Any
 
 import gymnasium
 import numpy as np
+import numpy.typing as npt
 import torch
 from gymnasium import spaces
 from gymnasium.vector import AutoresetMode
@@ -28,6 +29,7 @@ from torch import Tensor
 from embodied_rl.envs.base import (
     ArrayDict,
     IntArray,
+    Renderer,
     Resume,
     SimulatorVectorEnv,
     Transition,
@@ -99,8 +101,11 @@ class VectorEnvSimulator:
             "truncated": truncated,
             "success": info["success"],
         }
+        if "dropped" in info:  # an environment of one's own need not have it
+            step["dropped"] = info["dropped"]
         arrays = _rows_of(step, self._rows)
-        return Transition(_rows_of(obs, self._rows), **arrays)
+        restarts = int(info["worker_restarts"].sum()) if "worker_restarts" in info else 0
+        return Transition(_rows_of(obs, self._rows), **arrays, restarts=restarts)
 
     def reseed(self, seed: int | None, episode_seeds: IntArray | None) -> None:
         """Passed on with the next reset."""
@@ -226,6 +231,16 @@ class Wrapper:
         obs = self.env.load_state_dict(state)
         self._copy_ids()
         return obs
+
+    def render(self, row: int) -> npt.NDArray[np.uint8]:
+        """[H, W, 3] picture of the present state of ``row``.
+
+        Raises:
+            ValueError: the environment has no pictures.
+        """
+        if not isinstance(self.env, Renderer):
+            raise ValueError(f"{type(self.env).__name__} has no pictures")
+        return self.env.render(row)
 
     def close(self) -> None:
         """See ``VectorEnv.close``."""
