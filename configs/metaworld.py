@@ -48,12 +48,21 @@ def sft(task: str) -> TrainConfig:
 
 
 def flow_sde(task: str) -> TrainConfig:
-    """Flow-SDE: stochastic sampling chain, PPO on its likelihood."""
+    """Flow-SDE: stochastic sampling chain, PPO on its likelihood.
+
+    Several tasks need more episodes per update, advantages of one scale per task, and a critic for
+    which running out of time is failure: otherwise learning one task unlearns another.
+    """
     base = sft(task)
+    multi_task = task.startswith("mt")
     return replace(
         base,
         name=f"metaworld/{recipe_stem(task)}_flow_sde",
-        total_env_steps={"mt10": 600_000, "mt50": 3_000_000}.get(task, 500_000),
+        env=replace(base.env, num_envs=256) if multi_task else base.env,
+        advantage=component("advantages", "gae", normalize="task", bootstrap_truncated=False)
+        if multi_task
+        else base.advantage,
+        total_env_steps={"mt10": 1_000_000, "mt50": 5_000_000}.get(task, 500_000),
     )
 
 
