@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from benchmarks.sb3_adapter import EnvPoolVecEnv, make_model
+from benchmarks.sb3_adapter import make_model
 from benchmarks.settings import HIDDEN_DIMS, Setting, make_pool
 from benchmarks.single_file_ppo import SingleFilePPO
 from embodied_rl import rollout as rollouts
@@ -131,12 +131,12 @@ def stable_baselines3(setting: Setting, *, seed: int, folder: Path) -> Contestan
     """Stable-Baselines3."""
     model = make_model(setting, seed=seed, folder=str(folder))
     env = model.get_env()
-    assert isinstance(env, EnvPoolVecEnv)
+    assert env is not None
     steps = setting.round_iterations * setting.batch_size
     return Contestant(
         name="Stable-Baselines3",
         run=lambda: model.learn(steps, log_interval=1, reset_num_timesteps=False),
-        recent_return=lambda: _mean(env.recent_returns),
+        recent_return=lambda: _mean([each["r"] for each in model.ep_info_buffer or ()]),
         close=env.close,
     )
 
@@ -184,5 +184,5 @@ def collection(setting: Setting, *, seed: int, folder: Path) -> Contestant:
     )
 
 
-def _mean(values: deque[float]) -> float:
+def _mean(values: Sequence[float] | deque[float]) -> float:
     return float(np.mean(values)) if values else float("nan")

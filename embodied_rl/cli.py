@@ -10,6 +10,7 @@ from collections.abc import Sequence
 COMMANDS = {
     "train": "run a recipe, or continue a run: train metaworld/pick_place_flow_sde",
     "eval": "success rate of a run on held-out episodes, with a 95 %% interval",
+    "check-env": "what an environment of your own lacks: check-env ID|module:attr",
     "collect": "write expert or policy episodes as a LeRobotDataset v3.0 folder",
     "demo": "the main job: imitate 10 episodes, improve by RL, compare, in five minutes",
     "list": "names of envs, policies, algorithms, advantages, samplers, losses, recipes",

@@ -91,9 +91,14 @@ def train_command(arguments: list[str]) -> int:
 
 
 def eval_command(arguments: list[str]) -> int:
-    """``eval RUN``: success on the test manifest; ``--json`` prints one object last."""
+    """``eval RUN``: success on the test manifest; ``--json`` prints one object last.
+
+    A saved Stable-Baselines3 model is evaluated on the environment of a recipe:
+    ``eval model.zip --recipe cartpole_ppo [--key value]``.
+    """
     parser = argparse.ArgumentParser(prog="embodied-rl eval", description=eval_command.__doc__)
-    parser.add_argument("run", help="run folder or checkpoint folder")
+    parser.add_argument("run", help="run folder, checkpoint folder, or Stable-Baselines3 zip")
+    parser.add_argument("--recipe", help="environment of a zip: a recipe, or a config.yaml")
     parser.add_argument(
         "--checkpoint", default="", help="best, sft or a folder under checkpoints/; default: newest"
     )
@@ -103,11 +108,14 @@ def eval_command(arguments: list[str]) -> int:
     parser.add_argument("--device", default="cpu", help="where the policy runs, e.g. cuda")
     parser.add_argument("--video", action="store_true", help="also film the first episodes")
     parser.add_argument("--json", action="store_true", help="print one JSON object as last line")
-    options = parser.parse_args(arguments)
+    known = {action for each in parser._actions for action in each.option_strings}
+    own, rest = split_overlay(arguments, known)
+    options = parser.parse_args(own)
     from embodied_rl.evaluate import evaluate_run
 
+    run = _import_model(options.run, options.recipe, rest)
     record = evaluate_run(
-        Path(options.run),
+        run,
         checkpoint=options.checkpoint,
         episodes=options.episodes,
         mode=options.mode,
@@ -118,7 +126,7 @@ def eval_command(arguments: list[str]) -> int:
     if options.video:
         from embodied_rl.video import film_run
 
-        print(film_run(options.run, checkpoint=options.checkpoint))
+        print(film_run(run, checkpoint=options.checkpoint))
     if options.json:
         print(json.dumps(record))
     else:
@@ -128,6 +136,57 @@ def eval_command(arguments: list[str]) -> int:
             f"{record['return_mean']:.3g}, over {record['episodes']} episodes"
         )
     return 0
+
+
+def _import_model(path: str, name: str | None, overlays: Sequence[str]) -> Path:
+    """The run folder to evaluate; a saved Stable-Baselines3 model gets one beside it."""
+    if not path.endswith(".zip"):
+        if name or overlays:
+            raise ConfigError(
+                f"{[*(['--recipe'] if name else []), *overlays][0]} is unused with a run: it is "
+                "evaluated on its own environment"
+            )
+        return Path(path)
+    if not name:
+        raise ConfigError("say what the model was trained on: --recipe NAME, or a config.yaml")
+    from embodied_rl.interop import import_sb3
+
+    if name.endswith(".yaml"):
+        config = overlay(from_yaml(Path(name).read_text()), overlays)
+    else:
+        config = recipe(name, overlays)
+    folder = import_sb3(path, config, folder=Path(path).with_suffix(""))
+    print(folder)
+    return folder
+
+
+def check_env_command(arguments: list[str]) -> int:
+    """``check-env ID|module:attr [--option value]``: what an environment of one's own lacks."""
+    parser = argparse.ArgumentParser(
+        prog="embodied-rl check-env", description=check_env_command.__doc__
+    )
+    parser.add_argument("env", help="registered name, gymnasium id, or module:attr")
+    own, rest = split_overlay(arguments, {"--help", "-h"})
+    options = parser.parse_args(own)
+    import yaml
+
+    from embodied_rl.check_env import check_env
+
+    sys.path.insert(0, "")  # module:attr of the present folder
+    pairs = [part for text in rest for part in text.split("=", 1)]
+    if len(pairs) % 2:
+        raise ConfigError(f"{pairs[-1]} has no value: give --option value")
+    values = {
+        key.removeprefix("--").replace("-", "_"): yaml.safe_load(value)
+        for key, value in zip(pairs[::2], pairs[1::2], strict=True)
+    }
+    failed = 0
+    for finding in check_env(options.env, values):
+        failed += finding.outcome == "fail"
+        detail = f": {finding.detail}" if finding.detail else ""
+        print(f"{finding.outcome:4}  {finding.check}{detail}", flush=True)
+    print("every check passed" if not failed else f"{failed} to mend")
+    return 1 if failed else 0
 
 
 def collect_command(arguments: list[str]) -> int:
@@ -245,6 +304,7 @@ def demo_command(arguments: list[str]) -> int:
 COMMANDS: dict[str, Command] = {
     "train": train_command,
     "eval": eval_command,
+    "check-env": check_env_command,
     "collect": collect_command,
     "list": list_command,
     "explain": explain_command,

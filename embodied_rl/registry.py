@@ -32,6 +32,7 @@ BUILTIN: dict[str, dict[str, str]] = {
         "categorical_cnn": "embodied_rl.policies.categorical:CategoricalCNN",
         "flow_mlp": "embodied_rl.policies.flow_mlp:FlowMLP",
         "flow_transformer": "embodied_rl.policies.flow_transformer:FlowTransformer",
+        "sb3": "embodied_rl.policies.sb3:SB3Policy",
     },
     "algorithms": {
         "ppo": "embodied_rl.algorithms.ppo:PPO",

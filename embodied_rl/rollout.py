@@ -14,7 +14,7 @@ truncated, else V(s_{t+1}).
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import torch
@@ -37,6 +37,8 @@ class Cursor:
         env_steps: simulator steps taken since the start of the run.
         finished: return, length, success_once, success_at_end and task_ids of the episodes that
             ended in the last rollout, [E] each on the CPU; not checkpointed.
+        worker_restarts, dropped_episodes: simulator processes that failed since this process
+            started, and the episodes lost with them; not checkpointed.
     """
 
     obs: TensorDict
@@ -44,6 +46,8 @@ class Cursor:
     next_episode_id: int
     env_steps: int = 0
     finished: TensorDict = field(default_factory=dict)
+    worker_restarts: int = 0
+    dropped_episodes: int = 0
 
 
 def start(env: VectorEnv, *, task_ids: Tensor | None = None) -> Cursor:
@@ -111,17 +115,34 @@ def collect(
         record |= {"terminated": terminated, "truncated": truncated, "info": info}
         records.append(record)
         cursor.obs = obs
-        done = info["_episode"]
+        done = terminated | truncated
         if bool(done.any()):
             ended.append(record)
             if num_steps == 0:
                 running &= ~done
             else:
                 _new_episodes(cursor, done)
-    rollout = _assemble(records, cursor, policy)
+    rollout = _without_dropped(_assemble(records, cursor, policy), records)
+    for record in records:
+        if "dropped" in record["info"]:
+            cursor.worker_restarts += int(record["info"]["worker_restarts"].sum())
+            cursor.dropped_episodes += int(record["info"]["dropped"].sum())
     cursor.env_steps += int(rollout.num_env_steps.sum())
     cursor.finished = _finished_episodes(ended or records[-1:])
     return rollout
+
+
+def _without_dropped(rollout: Rollout, records: list[dict[str, Any]]) -> Rollout:
+    """Episodes that the simulator lost are not valid, from their first step in this rollout on."""
+    dropped = [
+        record["episode_ids"][record["info"]["dropped"]]
+        for record in records
+        if "dropped" in record["info"] and bool(record["info"]["dropped"].any())
+    ]
+    if not dropped:
+        return rollout
+    lost = torch.isin(rollout.episode_ids, torch.cat(dropped))
+    return replace(rollout, valid=rollout.valid & ~lost)
 
 
 def _finished_episodes(records: list[dict[str, Any]]) -> TensorDict:

@@ -326,21 +326,27 @@ def gather(session: Session) -> tuple[Rollout, Advantages]:
 
 
 def next_rollout(session: Session) -> Rollout:
-    """Whole episodes of the tasks the sampler proposes, or the next ``num_steps`` decisions."""
+    """Whole episodes of the tasks the sampler proposes, or the next ``num_steps`` decisions.
+
+    Once more if the simulator lost every episode; it gives up by itself if that goes on.
+    """
     config = session.config
-    if config.num_steps == 0 or session.cursor is None:
-        groups = session.sampler.propose(config.env.num_envs // config.env.group_size)
-        begin_episodes(session, groups.repeat_interleave(config.env.group_size))
-    assert session.cursor is not None
-    return rollouts.collect(
-        session.env,
-        session.policy,
-        session.cursor,
-        num_steps=config.num_steps,
-        generator=session.generator,
-        policy_version=lambda: session.algorithm.num_updates,
-        while_stepping=session.advance_update if config.asynchronous else None,
-    )
+    while True:
+        if config.num_steps == 0 or session.cursor is None:
+            groups = session.sampler.propose(config.env.num_envs // config.env.group_size)
+            begin_episodes(session, groups.repeat_interleave(config.env.group_size))
+        assert session.cursor is not None
+        rollout = rollouts.collect(
+            session.env,
+            session.policy,
+            session.cursor,
+            num_steps=config.num_steps,
+            generator=session.generator,
+            policy_version=lambda: session.algorithm.num_updates,
+            while_stepping=session.advance_update if config.asynchronous else None,
+        )
+        if bool(rollout.valid.any()):
+            return rollout
 
 
 def begin_episodes(session: Session, task_ids: torch.Tensor) -> None:
@@ -446,6 +452,8 @@ def log(
         "time/env_steps": float(session.env_steps),
         "rollout/reward_mean": float(rollout.rewards[rollout.valid].mean()),
         "rollout/extra_rollouts": float(session.sampler.extra_rollouts),
+        "env/worker_restarts": float(session.cursor.worker_restarts),
+        "env/dropped_episodes": float(session.cursor.dropped_episodes),
     }
     if len(finished["return"]):
         metrics |= {

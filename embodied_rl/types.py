@@ -200,7 +200,9 @@ class VectorEnv(Protocol):
     [N] bool, row was stepped; ``num_env_steps`` [N] int64; ``unit_mask`` [N, H] bool, executed
     actions of the chunk; ``step_rewards`` [N, H]; ``final_obs`` (a dense dict like obs) with
     ``_final_obs`` [N] bool; ``episode`` = {``return``, ``length``, ``success_once``,
-    ``success_at_end``} [N] with ``_episode`` [N] bool.
+    ``success_at_end``} [N] with ``_episode`` [N] bool. An environment that can lose an episode
+    (its process died) ends it as ``truncated``, with ``_episode`` and ``valid`` False and
+    ``dropped`` [N] bool True, and counts its ``worker_restarts`` [N] int64 since the last step.
     """
 
     num_envs: int

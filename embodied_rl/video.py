@@ -15,15 +15,22 @@ import torch
 
 from embodied_rl.config import EnvConfig
 from embodied_rl.doctor import gl_backend
+from embodied_rl.envs.base import Renderer
+from embodied_rl.envs.wrappers import NormalizeObservation
 from embodied_rl.metrics import Progress
-from embodied_rl.types import Policy, TensorDict
+from embodied_rl.registry import options_of, registry
+from embodied_rl.types import Policy, TensorDict, VectorEnv
 
 LINE_HEIGHT = 18
 """Pixels per line of a caption."""
 FRAME_SKIP = 4
 """Simulator steps per frame of a film: 80 steps and 20 frames a second are real time."""
 HOLD_FRAMES = 10
-"""How often the last picture of a solved episode is repeated."""
+"""How often the last picture of an episode is repeated."""
+NEEDS_GL = ("metaworld", "libero")
+"""Simulators that draw nothing without OpenGL."""
+FPS = 30
+"""Frames a second of a film with one frame per simulator step."""
 
 
 class VideoError(RuntimeError):
@@ -146,13 +153,13 @@ def film_run(
 
     run = Path(run)
     _import_av()
-    _choose_gl()
     named = run / "checkpoints" / checkpoint
     policy, config, state = load_policy(named if named.is_dir() else run / checkpoint)
-    if config.env.simulator.name != "metaworld" or state["normalizer"] is not None:
+    _choose_gl(required=config.env.simulator.name in NEEDS_GL)
+    metaworld = config.env.simulator.name == "metaworld"
+    if metaworld and state["normalizer"] is not None:
         raise VideoError(
-            "films are made of metaworld policies without running observation statistics, this is "
-            f"{config.env.simulator.name}"
+            "films of metaworld are made of policies without running observation statistics"
         )
     manifest = make_manifest(state["task_names"], episodes=episodes, split="test")
     frames: list[np.ndarray] = []
@@ -160,23 +167,114 @@ def film_run(
     progress = Progress()
     for count, (task, seed) in enumerate(zip(manifest.tasks, manifest.seeds, strict=True)):
         progress.update("filming", count, episodes)
-        pictures, texts = _film_episode(policy, config.env, task, seed, state["task_names"])
+        if metaworld:
+            pictures, texts = _film_episode(policy, config.env, task, seed, state["task_names"])
+        else:
+            pictures, texts = film_episode(
+                policy, config.env, task, seed, normalizer=state["normalizer"]
+            )
         frames += pictures
         captions += texts
     progress.update("filming", episodes, episodes)
     progress.close()
     target = Path(output) if output else run / "videos" / f"{checkpoint or 'policy'}.mp4"
-    return write_video(target, frames, captions=captions, fps=80 // FRAME_SKIP)
+    return write_video(
+        target, frames, captions=captions, fps=80 // FRAME_SKIP if metaworld else FPS
+    )
 
 
-def _choose_gl() -> None:
+def film_episode(
+    policy: Policy,
+    config: EnvConfig,
+    task: str,
+    seed: int,
+    *,
+    normalizer: dict[str, Any] | None = None,
+) -> tuple[list[np.ndarray], list[str]]:
+    """Frames and captions of one greedy episode in any environment that draws pictures.
+
+    Args:
+        policy: decides every ``config.chunk_length`` steps.
+        config: the environment; a simulator with an option ``render`` is made with it.
+        task: name of the task.
+        seed: of the episode.
+        normalizer: state of the observation statistics the policy was trained with.
+
+    Raises:
+        VideoError: the simulator has no pictures.
+    """
+    env = _make_filmed(config, seed, normalizer)
+    assert isinstance(env, Renderer)
+    task_id = env.task_names.index(task)
+    frames: list[np.ndarray] = []
+    captions: list[str] = []
+    total, step, done, solved = 0.0, 0, False, False
+
+    def shoot() -> None:
+        try:
+            frames.append(np.asarray(env.render(0)))
+        except ValueError as error:
+            raise VideoError(str(error)) from error
+        instruction = env.instructions[task_id] or task
+        mark = "   SUCCESS" if solved else ""
+        captions.append(f"{instruction}\nstep {step}   reward {total:.3g}{mark}")
+
+    try:
+        obs, _ = env.reset(options={"task_ids": torch.tensor([task_id])})
+        shoot()
+        while not done:
+            with torch.no_grad():
+                chunk = policy.sample(obs, deterministic=True, generator=None).actions
+            actions = chunk.unsqueeze(1) if config.chunk_length == 1 else chunk
+            for action in actions.unbind(1):
+                obs, rewards, terminated, truncated, info = env.step(action)
+                step += 1
+                total += float(info.get("raw_rewards", rewards)[0])
+                solved |= bool(info["success"][0])
+                done = bool((terminated | truncated)[0])
+                shoot()
+                if done:
+                    break
+    finally:
+        env.close()
+    return [*frames, *frames[-1:] * HOLD_FRAMES], [*captions, *captions[-1:] * HOLD_FRAMES]
+
+
+def _make_filmed(config: EnvConfig, seed: int, normalizer: dict[str, Any] | None) -> VectorEnv:
+    """One row, stepped action by action."""
+    from embodied_rl.build import build_env
+
+    takes_render = "render" in options_of(registry("envs").get(config.simulator.name))
+    env = build_env(
+        config,
+        seed=0,
+        autoreset=False,
+        num_envs=1,
+        group_size=1,
+        chunk_length=1,
+        episode_seeds=[seed],
+        normalize=normalizer is not None,
+        options={"render": True} if takes_render else None,
+    )
+    if not isinstance(env, Renderer):
+        env.close()
+        raise VideoError(f"environment {config.simulator.name} has no pictures")
+    if normalizer is not None:
+        assert isinstance(env, NormalizeObservation)
+        env.load_statistics(normalizer)
+        env.training = False
+    return env
+
+
+def _choose_gl(*, required: bool) -> None:
     """Set MUJOCO_GL before mujoco is imported: with one that cannot load, the import fails."""
     backend = gl_backend()
-    if backend is None:
+    if backend is not None:
+        os.environ["MUJOCO_GL"] = backend
+    elif required:
         raise VideoError(
             "films need the system library EGL or OSMesa: apt-get install libegl1 libgl1-mesa-dri"
         )
-    os.environ["MUJOCO_GL"] = backend
 
 
 def _film_episode(

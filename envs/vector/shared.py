@@ -12,9 +12,9 @@ import mmap
 import os
 import tempfile
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from embodied_rl.envs.spaces import ActionCodec, Array
 from embodied_rl.envs.vector.rows import RowSpec
@@ -22,7 +22,7 @@ from embodied_rl.envs.vector.rows import RowSpec
 ALIGNMENT = 64
 """Bytes: one cache line, so that no two arrays share one."""
 
-Field = tuple[tuple[int, ...], npt.DTypeLike]
+Field = tuple[tuple[int, ...], np.dtype[Any] | type[np.generic]]
 
 
 class SharedArrays:
@@ -53,7 +53,7 @@ class SharedArrays:
             "progress": ((num_workers, ALIGNMENT // 8), np.int64),
         }
         for name, space in spec.observation_space.items():
-            assert space.shape is not None
+            assert space.shape is not None and space.dtype is not None
             fields[f"obs/{name}"] = ((num_envs, *space.shape), space.dtype)
         arrays = _map(file, fields)
         self.obs = {

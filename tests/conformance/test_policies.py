@@ -156,7 +156,8 @@ def assert_same_output(first: PolicyOutput, second: PolicyOutput) -> None:
 
 
 def test_every_registered_policy_is_here() -> None:
-    assert {c.name for c in CASES} == set(BUILTIN["policies"])
+    # sb3 has no likelihood; tests/conformance/test_interop.py compares it with the original.
+    assert {c.name for c in CASES} == set(BUILTIN["policies"]) - {"sb3"}
 
 
 @every_likelihood

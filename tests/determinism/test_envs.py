@@ -123,6 +123,17 @@ RESUMABLE: dict[str, tuple[Maker, int]] = {
     "metaworld-mixed": (lambda: mw(tasks=MT10, num_envs=6, group_size=2, max_episode_steps=6), 1),
     "metaworld-disabled": (lambda: mw(max_episode_steps=9, autoreset=False), 1),
     "gymnasium": (lambda: make_env("gymnasium", id="CartPole-v1", num_envs=4, seed=2), 1),
+    "workers": (
+        lambda: make_env(
+            "gymnasium",
+            id="CartPole-v1",
+            vectorization_mode="workers",
+            num_workers=2,
+            num_envs=4,
+            seed=2,
+        ),
+        1,
+    ),
     "identity": (lambda: make_identity(num_envs=4, seed=2, max_episode_steps=6), 1),
     "reach": (lambda: make_reach(num_envs=4, seed=2, num_tasks=3, group_size=2), 1),
     "wrapped": (
@@ -221,7 +232,6 @@ def test_resume_in_the_middle_of_contact(task: str) -> None:
     ("name", "options"),
     [
         ("envpool", {"id": "LunarLander-v2"}),  # draws while stepping
-        ("gymnasium", {"id": "CartPole-v1", "vectorization_mode": "async"}),
     ],
 )
 def test_a_simulator_that_cannot_be_replayed_has_no_state(

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import time
-from pathlib import Path
 
 import numpy as np
 from gymnasium import spaces
@@ -69,10 +69,10 @@ class Walk:
     def _first_time(self) -> bool:
         if not self.marker:
             return True
-        path = Path(self.marker)
-        if path.exists():
+        try:  # one of all processes makes it
+            os.close(os.open(self.marker, os.O_CREAT | os.O_EXCL))
+        except FileExistsError:
             return False
-        path.touch()
         return True
 
     def _fail(self) -> None:
@@ -96,3 +96,12 @@ class Walk:
 
     def close(self) -> None:
         pass
+
+
+class Curious(Walk):
+    """Observes (one thread, empty standard input, torch not imported); prints to stdout."""
+
+    def reset(self, *, task_id: int, seed: int) -> dict[str, np.ndarray]:
+        print("a simulator that talks", flush=True)
+        threads = os.environ["OMP_NUM_THREADS"] == os.environ["MKL_NUM_THREADS"] == "1"
+        return {"state": np.array([threads, not sys.stdin.read(), "torch" not in sys.modules])}
