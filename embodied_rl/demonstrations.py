@@ -23,8 +23,9 @@ from embodied_rl.registry import registry
 from embodied_rl.seeding import derive_seed, torch_generator
 from embodied_rl.types import TensorDict
 
-FPS = {"metaworld": 80}
-"""Control steps per second by simulator (Meta-World: 5 physics steps of 2.5 ms); 30 elsewhere."""
+FPS = {"maniskill": 20, "metaworld": 80}
+"""Control steps per second by simulator (Meta-World: 5 physics steps of 2.5 ms, ManiSkill: 5 of
+10 ms); 30 elsewhere."""
 BATCH = 32
 """Episodes collected side by side."""
 

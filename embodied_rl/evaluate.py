@@ -148,7 +148,10 @@ def play_episodes(
 def fingerprint(env_config: EnvConfig, initial_obs_hash: str) -> str:
     """Hash of versions, environment options and every initial observation of the manifest."""
     versions = {}
-    for package in ("envpool", "metaworld", "mujoco", "gymnasium", "ale-py"):
+    packages = ("envpool", "metaworld", "mujoco", "gymnasium", "ale-py")
+    if env_config.simulator.name == "maniskill":
+        packages = (*packages, "mani-skill", "sapien")
+    for package in packages:
         try:
             versions[package] = version(package)
         except PackageNotFoundError:

@@ -19,13 +19,17 @@ from typing import Any
 
 BUILTIN: dict[str, dict[str, str]] = {
     "envs": {
+        "maniskill": "embodied_rl.envs.maniskill:make",
         "metaworld": "embodied_rl.envs.metaworld:make",
         "envpool": "embodied_rl.envs.envpool:make",
         "gymnasium": "embodied_rl.envs.gymnasium:make",
         "identity": "embodied_rl.envs.toy:make_identity",
         "reach": "embodied_rl.envs.toy:make_reach",
     },
-    "experts": {"metaworld": "embodied_rl.envs.metaworld:experts"},
+    "experts": {
+        "maniskill": "embodied_rl.envs.maniskill.expert:experts",
+        "metaworld": "embodied_rl.envs.metaworld:experts",
+    },
     "policies": {
         "gaussian_mlp": "embodied_rl.policies.gaussian_mlp:GaussianMLP",
         "categorical_mlp": "embodied_rl.policies.categorical:CategoricalMLP",

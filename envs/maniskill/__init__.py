@@ -1,0 +1,146 @@
+"""ManiSkill 3 as a ``VectorEnv``: 74 tasks of arms, hands and walkers (S. Tao et al., 2024).
+
+On a CPU every row is an environment of its own in a worker process; with an NVIDIA GPU all rows are
+one batch. An episode ends with success or failure (``terminated``) or with the time limit.
+
+* ``tasks``: ids, instructions, time limits, what has to be downloaded. Imports nothing heavy.
+* ``headless``: importing ManiSkill without prompts and, for states, without a graphics driver.
+* ``scenes``: N scenes of one task, numpy at the border.
+* ``row``, ``batched``: one environment in a worker process; the GPU batch.
+* ``features``: displacements between gripper, object and goal.
+* ``expert``: scripted experts of six tasks.
+"""
+
+from __future__ import annotations
+
+if not __name__.startswith("embodied_rl."):
+    raise ImportError("import embodied_rl.envs.maniskill instead of envs.maniskill")
+
+from collections.abc import Sequence
+from dataclasses import asdict
+
+import torch
+
+from embodied_rl.envs.base import Simulator, SimulatorVectorEnv
+from embodied_rl.envs.maniskill.tasks import MAX_EPISODE_STEPS, expand_tasks
+from embodied_rl.registry import near_names
+
+BACKENDS = ("auto", "workers", "batched")
+
+
+def make(
+    *,
+    tasks: str | Sequence[str],
+    num_envs: int,
+    seed: int,
+    chunk_length: int = 1,
+    max_episode_steps: int | None = None,
+    autoreset: bool = True,
+    group_size: int = 1,
+    device: str | torch.device = "cpu",
+    num_threads: int | None = None,
+    obs_mode: str = "state",
+    control_mode: str | None = None,
+    reward: str = "sparse",
+    features: str = "state",
+    image_size: int = 128,
+    render: bool = False,
+    backend: str = "auto",
+    terminate_on_success: bool = True,
+    episode_seeds: Sequence[int] | None = None,
+    timeout: float = 120.0,
+) -> SimulatorVectorEnv:
+    """ManiSkill tasks; rows start with the tasks in turn.
+
+    Args:
+        tasks: ids (``"PickCube-v1"``, ``"pick_cube"``); several share one observation space.
+        num_envs: N rows.
+        seed: of every row's stream.
+        chunk_length: H actions per decision.
+        max_episode_steps: time limit; None: ManiSkill's own, the longest of several tasks.
+        autoreset: SAME_STEP if True, DISABLED if False.
+        group_size: G consecutive rows share task and initial state.
+        device: of observations, rewards and flags.
+        num_threads: worker processes; None: one per usable core.
+        obs_mode: ``"state"`` (one vector), ``"state_dict"`` (its parts by name), ``"rgb"`` or
+            ``"rgbd"``: what the robot feels as ``state``, ``image_<camera>`` uint8 [3, H, W] and
+            ``depth_<camera>`` float32 [1, H, W] in metres.
+        control_mode: e.g. ``"pd_ee_delta_pos"``; None: that of the scripted expert where there is
+            one, else ManiSkill's default for the robot.
+        reward: ``"sparse"``, ``"dense"``, ``"normalized_dense"`` or ``"none"``.
+        features: ``"state"``, or ``"relative"`` which adds the observation ``relative`` [30], see
+            ``features``; it makes imitation of few episodes generalise better.
+        image_size: pixels along both sides of every camera.
+        render: set the cameras up, so that ``render`` works with states too.
+        backend: ``"workers"``, ``"batched"``, or ``"auto"``: batched where there is an NVIDIA GPU
+            and one task.
+        terminate_on_success: success ends an episode.
+        episode_seeds: [N] seeds instead of derived ones; with the task of a row they name its
+            initial state.
+        timeout: seconds without a finished row after which a worker counts as hanging.
+
+    Raises:
+        ValueError: unknown task or option, files that a task lacks, or pictures without a driver.
+    """
+    from embodied_rl.envs.maniskill.scenes import SceneOptions
+
+    names = expand_tasks(tasks)
+    options = SceneOptions(
+        obs_mode=obs_mode,
+        control_mode=control_mode,
+        reward=reward,
+        features=features,
+        image_size=image_size,
+        render=render,
+    )
+    simulator: Simulator
+    if _batched(backend, names):
+        from embodied_rl.envs.maniskill.batched import BatchedSimulator
+
+        simulator = BatchedSimulator(
+            names[0],
+            options=options,
+            num_envs=num_envs,
+            seed=seed,
+            group_size=group_size,
+            episode_seeds=episode_seeds,
+            sim_backend="physx_cuda" if _has_gpu() else "physx_cpu",
+        )
+    else:
+        from embodied_rl.envs.vector import make_workers
+
+        simulator = make_workers(
+            "embodied_rl.envs.maniskill.row:ManiSkillRow",
+            {"tasks": names, **asdict(options)},
+            num_envs=num_envs,
+            seed=seed,
+            num_workers=min(num_threads or 0, num_envs),
+            group_size=group_size,
+            episode_seeds=episode_seeds,
+            timeout=timeout,
+        )
+    return SimulatorVectorEnv(
+        simulator,
+        chunk_length=chunk_length,
+        max_episode_steps=max_episode_steps or max(MAX_EPISODE_STEPS[name] for name in names),
+        autoreset=autoreset,
+        group_size=group_size,
+        terminate_on_success=terminate_on_success,
+        device=device,
+    )
+
+
+def _batched(backend: str, tasks: tuple[str, ...]) -> bool:
+    if backend not in BACKENDS:
+        hint = near_names(backend, BACKENDS)
+        raise ValueError(f"backend={backend!r}{hint}; give one of {BACKENDS}")
+    if backend == "batched" and len(tasks) > 1:
+        raise ValueError(
+            f"backend='batched' simulates one task, {len(tasks)} are asked for: set "
+            "backend='workers'"
+        )
+    return backend == "batched" or (backend == "auto" and len(tasks) == 1 and _has_gpu())
+
+
+def _has_gpu() -> bool:
+    return torch.cuda.is_available()

@@ -1,0 +1,277 @@
+"""ManiSkill: ids, options, the border between its tensors and our arrays, and its experts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip("mani_skill", reason="needs `pip install 'embodied-rl[maniskill]'`")
+
+from embodied_rl.envs import make_env
+from embodied_rl.envs.maniskill import headless, make
+from embodied_rl.envs.maniskill.expert import EXPERTS, expert
+from embodied_rl.envs.maniskill.features import RELATIVE, relative_features, rotation_columns
+from embodied_rl.envs.maniskill.headless import import_maniskill
+from embodied_rl.envs.maniskill.row import ManiSkillRow
+from embodied_rl.envs.maniskill.scenes import SceneOptions, Scenes
+from embodied_rl.envs.maniskill.tasks import (
+    DOWNLOADS,
+    INSTRUCTIONS,
+    MAX_EPISODE_STEPS,
+    NO_SPARSE_REWARD,
+    OFFLINE,
+    download_command,
+    expand_tasks,
+)
+
+ONE = np.zeros(1, np.int64)
+SAMPLE = ("PickCube-v1", "TwoRobotPickCube-v1", "MS-HopperHop-v1", "PushT-v1")
+
+
+def play(row: ManiSkillRow, seed: int, actions: np.ndarray) -> np.ndarray:
+    states = [row.reset(task_id=0, seed=seed)["state"]]
+    states += [row.step(action).obs["state"] for action in actions]
+    return np.stack(states)
+
+
+def row_of(task: str, **options: Any) -> ManiSkillRow:
+    return ManiSkillRow(tasks=task, reward=NO_SPARSE_REWARD.get(task, "sparse"), **options)
+
+
+def actions_of(row: ManiSkillRow, steps: int) -> np.ndarray:
+    row.action_space.seed(0)
+    return np.stack([row.action_space.sample() for _ in range(steps)])
+
+
+def test_ids_and_time_limits_are_those_of_the_simulator() -> None:
+    import_maniskill()
+    from mani_skill.utils.registration import REGISTERED_ENVS
+
+    assert set(REGISTERED_ENVS) == set(INSTRUCTIONS)
+    for name, spec in REGISTERED_ENVS.items():
+        assert spec.max_episode_steps == MAX_EPISODE_STEPS[name]
+    for task in (*SAMPLE, *NO_SPARSE_REWARD):
+        assert ("sparse" in REGISTERED_ENVS[task].cls.SUPPORTED_REWARD_MODES) == (
+            task not in NO_SPARSE_REWARD
+        )
+
+
+def test_names_in_several_spellings() -> None:
+    assert expand_tasks("pick_cube") == expand_tasks("PickCube") == ("PickCube-v1",)
+    assert expand_tasks(("ms_hopper_hop", "PushT-v1")) == ("MS-HopperHop-v1", "PushT-v1")
+    with pytest.raises(ValueError, match="did you mean 'PickCube-v1'"):
+        expand_tasks("PickCub")
+
+
+@pytest.mark.parametrize("task", ["TurnFaucet-v1", "UnitreeH1Stand-v1", "OpenCabinetDoor-v1"])
+def test_missing_files_are_one_sentence_with_a_command(
+    task: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = download_command(task)
+    assert command is not None
+    with pytest.raises(ValueError, match="download_asset") as caught:
+        ManiSkillRow(tasks=task)
+    assert command in str(caught.value)
+    assert capsys.readouterr().out == ""
+
+
+def test_every_name_to_download_is_known_to_the_simulator() -> None:
+    import_maniskill()
+    from mani_skill.utils.assets import DATA_GROUPS, DATA_SOURCES
+
+    names = {DOWNLOADS[task] or task for task in DOWNLOADS}
+    assert names <= set(DATA_SOURCES) | set(DATA_GROUPS)
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"reward": "spares"}, "did you mean 'sparse'"),
+        ({"obs_mode": "pixels"}, "give one of"),
+        ({"obs_mode": "rgb", "features": "relative"}, "set obs_mode='state'"),
+        ({"control_mode": "pd_nothing"}, "control mode"),
+    ],
+)
+def test_wrong_options_are_explained(options: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        ManiSkillRow(tasks="PickCube-v1", **options)
+    with pytest.raises(ValueError, match="set backend='workers'"):
+        make(tasks=("PickCube-v1", "PushCube-v1"), num_envs=2, seed=0, backend="batched")
+
+
+@pytest.mark.skipif(headless.can_draw(), reason="there is a Vulkan driver")
+def test_pictures_without_a_driver_are_refused() -> None:
+    with pytest.raises(ValueError, match="Vulkan"):
+        ManiSkillRow(tasks="PickCube-v1", obs_mode="rgb")
+
+
+@pytest.mark.parametrize("task", SAMPLE)
+def test_an_episode_is_a_function_of_seed_and_actions(task: str) -> None:
+    row, other = row_of(task), row_of(task)
+    actions = actions_of(row, 12)
+    first = play(row, 5, actions)
+    play(row, 6, actions[:5])
+    assert np.array_equal(play(row, 5, actions), first)
+    assert np.array_equal(play(other, 5, actions), first)
+    assert not np.array_equal(play(row, 7, actions), first)
+    row.close()
+    other.close()
+
+
+def test_state_is_the_flat_state_of_the_simulator() -> None:
+    import_maniskill()
+    import gymnasium
+
+    row = row_of("PickCube-v1")
+    raw: Any = gymnasium.make(
+        "PickCube-v1",
+        obs_mode="state",
+        control_mode="pd_ee_delta_pos",
+        sim_backend="physx_cpu",
+        render_backend="none",
+    ).unwrapped
+    ours, (theirs, _) = row.reset(task_id=0, seed=3), raw.reset(seed=3)
+    assert np.array_equal(ours["state"], theirs[0].numpy())
+    for action in actions_of(row, 5):
+        step, (theirs, _, terminated, _, _) = row.step(action), raw.step(action)
+        assert np.array_equal(step.obs["state"], theirs[0].numpy())
+        assert step.terminated is False and bool(terminated[0]) == step.success
+    raw.close()
+    row.close()
+
+
+def test_failure_terminates_and_is_no_success() -> None:
+    row = row_of("MS-CartpoleBalance-v1")
+    row.reset(task_id=0, seed=0)
+    for _ in range(200):
+        step = row.step(np.ones(1, np.float32))
+        assert step.success is None
+        if step.terminated:
+            break
+    assert step.terminated and step.reward == -1.0
+    row.close()
+
+
+CONTROL_MODES = {
+    "pd_joint_delta_pos": 8,
+    "pd_joint_pos": 8,
+    "pd_ee_delta_pos": 4,
+    "pd_ee_delta_pose": 7,
+    "pd_ee_pose": 7,
+    "pd_joint_target_delta_pos": 8,
+    "pd_ee_target_delta_pos": 4,
+    "pd_ee_target_delta_pose": 7,
+    "pd_joint_vel": 8,
+    "pd_joint_pos_vel": 15,
+    "pd_joint_delta_pos_vel": 15,
+}
+
+
+@pytest.mark.parametrize("mode", CONTROL_MODES)
+def test_every_control_mode_of_the_arm_moves_it(mode: str) -> None:
+    row = row_of("PickCube-v1", control_mode=mode, obs_mode="state_dict")
+    assert row.action_space.shape == (CONTROL_MODES[mode],)
+    before = row.reset(task_id=0, seed=0)["agent/qpos"]
+    after = row.step(actions_of(row, 1)[0]).obs["agent/qpos"]
+    assert not np.array_equal(before, after)
+    row.close()
+
+
+@pytest.mark.parametrize("reward", ["sparse", "dense", "normalized_dense", "none"])
+def test_rewards_are_floats(reward: str) -> None:
+    row = ManiSkillRow(tasks="PushCube-v1", reward=reward)
+    row.reset(task_id=0, seed=0)
+    step = row.step(actions_of(row, 1)[0])
+    assert type(step.reward) is float
+    assert (step.reward == 0.0) == (reward in ("sparse", "none"))
+    row.close()
+
+
+def test_several_tasks_share_one_observation_space() -> None:
+    row = ManiSkillRow(tasks=("PushCube-v1", "StackCube-v1"), features="relative")
+    (size,) = row.observation_space["state"].shape or (0,)
+    push, stack = (row.reset(task_id=task, seed=1) for task in (0, 1))
+    assert push["state"].shape == stack["state"].shape == (size,) == (48,)
+    assert not push["state"][35:].any() and stack["state"][47] != 0
+    with pytest.raises(ValueError, match="different actions"):
+        ManiSkillRow(tasks=("PushCube-v1", "LiftPegUpright-v1"))
+    row.close()
+
+
+@pytest.mark.parametrize("task", RELATIVE)
+def test_relative_features_do_not_change_with_the_place(task: str) -> None:
+    generator = np.random.default_rng(0)
+    shift = np.array([0.3, -0.2, 0.0], np.float32)
+    plan = RELATIVE[task]
+    leaves = {"agent/qpos": generator.normal(size=(2, 9)).astype(np.float32)}
+    for name in ("extra/tcp_pose", *plan.points):
+        leaves[name] = generator.normal(size=(2, 7 if name.endswith("pose") else 3))
+    moved = {
+        name: np.concatenate([value[:, :3] + shift, value[:, 3:]], 1)
+        if name.startswith("extra")
+        else value
+        for name, value in leaves.items()
+    }
+    here, there = (relative_features(x, task=task) for x in (leaves, moved))
+    assert here.shape == (2, 30) and np.allclose(here, there, atol=1e-6)
+    assert np.any(here[:, :3] != 0)
+
+
+def test_rotation_columns_agree_with_scipy() -> None:
+    rotation = pytest.importorskip("scipy.spatial.transform").Rotation.random(8, random_state=0)
+    wxyz = rotation.as_quat()[:, [3, 0, 1, 2]]
+    expected = np.concatenate([rotation.as_matrix()[:, :, 0], rotation.as_matrix()[:, :, 1]], 1)
+    assert np.allclose(rotation_columns(wxyz), expected)
+
+
+@pytest.mark.parametrize("task", ["PickCube-v1", "PushCube-v1", "PullCube-v1", "StackCube-v1"])
+def test_experts_solve_their_tasks(task: str) -> None:
+    row, act, solved = row_of(task), expert(task), 0
+    for seed in range(4):
+        obs = row.reset(task_id=0, seed=seed)
+        for _ in range(MAX_EPISODE_STEPS[task]):
+            step = row.step(act(obs["state"].astype(np.float64)))
+            obs = step.obs
+            if step.success:
+                solved += 1
+                break
+    assert solved >= 3
+    row.close()
+
+
+def test_a_task_without_an_expert_is_told() -> None:
+    assert set(EXPERTS) <= set(OFFLINE)
+    with pytest.raises(ValueError, match="no scripted expert"):
+        expert("PushT-v1")
+
+
+def test_the_batch_and_the_workers_play_the_same_episodes() -> None:
+    envs = [
+        make_env("maniskill", tasks="PickCube-v1", num_envs=1, seed=3, backend=backend)
+        for backend in ("batched", "workers")
+    ]
+    batch, workers = (env.reset()[0]["state"] for env in envs)
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(55):  # across the time limit and a reset
+        assert torch.equal(batch, workers)
+        actions = torch.rand((1, 4), generator=generator) * 2 - 1
+        (batch, workers) = (env.step(actions)[0]["state"] for env in envs)
+    for env in envs:
+        env.close()
+
+
+def test_a_partial_reset_takes_every_rows_own_seed() -> None:
+    scenes = Scenes("PickCube-v1", options=SceneOptions())
+    first = scenes.reset(ONE, np.array([4]))["state"]
+    scenes.reset(ONE, np.array([5]))
+    assert np.array_equal(scenes.reset(ONE, np.array([4]))["state"], first)
+    scenes.close()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("task", OFFLINE)
+def test_every_offline_task_runs_and_repeats(task: str) -> None:
+    test_an_episode_is_a_function_of_seed_and_actions(task)
