@@ -107,12 +107,16 @@ def test_colour_screens_are_stacked_oldest_first() -> None:
     options: dict[str, Any] = {"game": "pong", "num_envs": 2, "seed": 4, "grayscale": False}
     env = make(**options, frame_stack=3, image_size=(52, 44))
     single = make(**options, frame_stack=1, image_size=(52, 44))
+    reference = native("pong", grayscale=False, stack_num=1, img_height=52, img_width=44)
     env.reset()
     single.reset()
+    reference.reset(seed=np.array([single.simulator.state_dict()["rows"][1]["seed"]]))  # type: ignore[index]
     seen = []
     for action in actions_for(6, 40, rows=2):
         seen.append(single.step(action)[0]["image"])
         obs = env.step(action)[0]["image"]
+        expected = reference.step(action[1:].numpy())[0]  # [1, 1, H, W, 3]
+        assert np.array_equal(seen[-1][1].permute(1, 2, 0).numpy(), expected[0, 0])
     assert obs.shape == (2, 9, 52, 44)  # type: ignore[reportPossiblyUnbound]
     assert torch.equal(obs, torch.cat(seen[-3:], 1))  # type: ignore[reportPossiblyUnbound]
 
