@@ -8,7 +8,7 @@ bin := .venv/bin
 setup := VENV=.venv scripts/setup.sh
 # How MuJoCo draws without a screen: found out by scripts/setup.sh, unless the caller has set it.
 gl = MUJOCO_GL=$${MUJOCO_GL:-$$(cat .venv/mujoco_gl)}
-test_extras := dev,metaworld,video
+test_extras := dev,metaworld,atari,video
 
 help: ## say what the targets do
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'

@@ -127,6 +127,7 @@ def eval_command(arguments: list[str]) -> int:
         from embodied_rl.video import film_run
 
         print(film_run(run, checkpoint=options.checkpoint))
+    human = record.get("human_normalized")
     if options.json:
         print(json.dumps(record))
     else:
@@ -134,6 +135,7 @@ def eval_command(arguments: list[str]) -> int:
             f"{record['mode']}: success {record['success_rate']:.3f} "
             f"[{record['ci_low']:.3f}, {record['ci_high']:.3f}], return "
             f"{record['return_mean']:.3g}, over {record['episodes']} episodes"
+            + (f", human-normalised {human:.3f}" if human is not None else "")
         )
     return 0
 

@@ -152,12 +152,15 @@ class EvalConfig:
         every: iterations between evaluations during training; 0 evaluates after imitation and at
             the end only.
         modes: action selection, ``greedy`` and/or ``sampled``.
+        env_options: options of the simulator that evaluation sets otherwise than training, e.g.
+            ``{clip_rewards: false}``.
     """
 
     episodes: int = 200
     manifest: Literal["tune", "test"] = "tune"
     every: int = 0
     modes: tuple[Literal["greedy", "sampled"], ...] = ("greedy", "sampled")
+    env_options: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -224,6 +227,12 @@ class TrainConfig:
     runs: str = "runs"
     device: str = "cpu"
     num_threads: int = 0
+
+
+def evaluation_env(config: TrainConfig) -> EnvConfig:
+    """The environments of a run as evaluation makes them: with ``evaluation.env_options``."""
+    simulator = config.env.simulator.replace(**config.evaluation.env_options)
+    return dataclasses.replace(config.env, simulator=simulator)
 
 
 # --- plain form ------------------------------------------------------------------------------
@@ -491,8 +500,10 @@ def check(config: TrainConfig) -> None:
         ConfigError: the first problem found.
     """
     env, algorithm = config.env, config.algorithm
-    for part in (env.simulator, config.policy, algorithm, config.advantage, config.sampler):
+    simulator = evaluation_env(config).simulator
+    for part in (simulator, config.policy, algorithm, config.advantage, config.sampler):
         part.resolved()
+    env.simulator.resolved()
     if env.num_envs < 1 or env.chunk_length < 1 or env.group_size < 1:
         raise ConfigError("env.num_envs, env.chunk_length and env.group_size must be 1 or more")
     if env.num_envs % env.group_size:

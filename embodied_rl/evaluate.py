@@ -19,7 +19,8 @@ import torch
 
 from embodied_rl import rollout
 from embodied_rl.build import build_env, load_policy
-from embodied_rl.config import EnvConfig, to_plain
+from embodied_rl.config import EnvConfig, evaluation_env, to_plain
+from embodied_rl.registry import registry
 from embodied_rl.seeding import derive_seed, torch_generator
 from embodied_rl.statistics import wilson_interval
 from embodied_rl.types import Policy, VectorEnv
@@ -85,7 +86,8 @@ def evaluate(
     Returns:
         A record with ``success_rate``, ``ci_low``, ``ci_high`` (95 % Wilson), ``return_mean``,
         ``length_mean``, ``episodes``, ``mode``, ``manifest_sha256``, ``fingerprint``, ``per_task``
-        and ``successes`` (a string of 0 and 1 in manifest order, for paired comparisons).
+        and ``successes`` (a string of 0 and 1 in manifest order, for paired comparisons); for Atari
+        ``human_normalized``.
     """
     device = policy_device(policy)
     results: list[dict[str, torch.Tensor]] = []
@@ -108,7 +110,16 @@ def evaluate(
         if on_batch is not None:
             on_batch(len(seeds))
     merged = {name: torch.cat([r[name] for r in results]) for name in results[0]}
-    return _record(merged, manifest, mode, fingerprint(env_config, digest.hexdigest()))
+    record = _record(merged, manifest, mode, fingerprint(env_config, digest.hexdigest()))
+    return record | extra_scores(env_config, record["return_mean"])
+
+
+def extra_scores(env_config: EnvConfig, return_mean: float) -> dict[str, float]:
+    """What the kind ``scores`` of the registry has for this environment, e.g. for Atari."""
+    simulator = env_config.simulator
+    if simulator.name not in registry("scores").names():
+        return {}
+    return registry("scores").get(simulator.name)(simulator.resolved(), return_mean)
 
 
 def policy_device(policy: Policy) -> torch.device:
@@ -256,7 +267,7 @@ def evaluate_run(
     manifest = make_manifest(task_names, episodes=episodes, split=split)
     return evaluate(
         policy,
-        config.env,
+        evaluation_env(config),
         manifest,
         mode=mode,
         normalizer=state["normalizer"],

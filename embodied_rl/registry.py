@@ -21,6 +21,7 @@ BUILTIN: dict[str, dict[str, str]] = {
     "envs": {
         "maniskill": "embodied_rl.envs.maniskill:make",
         "metaworld": "embodied_rl.envs.metaworld:make",
+        "atari": "embodied_rl.envs.atari:make",
         "envpool": "embodied_rl.envs.envpool:make",
         "gymnasium": "embodied_rl.envs.gymnasium:make",
         "identity": "embodied_rl.envs.toy:make_identity",
@@ -30,6 +31,8 @@ BUILTIN: dict[str, dict[str, str]] = {
         "maniskill": "embodied_rl.envs.maniskill.expert:experts",
         "metaworld": "embodied_rl.envs.metaworld:experts",
     },
+    # Under an environment's name: (its options, mean return) -> further scores that `eval` reports.
+    "scores": {"atari": "embodied_rl.envs.atari_scores:evaluation_scores"},
     "policies": {
         "gaussian_mlp": "embodied_rl.policies.gaussian_mlp:GaussianMLP",
         "categorical_mlp": "embodied_rl.policies.categorical:CategoricalMLP",

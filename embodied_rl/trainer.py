@@ -29,7 +29,7 @@ from embodied_rl.algorithms.policy_gradient import PolicyGradient, Stats, mean_s
 from embodied_rl.algorithms.sft import SFT, Demonstrations
 from embodied_rl.build import build_env, build_policy, load_policy, policy_spec, usable_device
 from embodied_rl.checkpoint import CheckpointError, CheckpointManager
-from embodied_rl.config import ConfigError, TrainConfig, check, to_yaml
+from embodied_rl.config import ConfigError, TrainConfig, check, evaluation_env, to_yaml
 from embodied_rl.demonstrations import load_demonstrations
 from embodied_rl.envs.wrappers import NormalizeObservation
 from embodied_rl.evaluate import evaluate, make_manifest
@@ -516,7 +516,7 @@ def run_evaluation(session: Session, *, label: str) -> list[dict[str, Any]]:
     for mode in config.modes:
         record = evaluate(
             session.policy,
-            session.config.env,
+            evaluation_env(session.config),
             manifest,
             mode=mode,
             normalizer=observation_statistics(session.env),

@@ -24,7 +24,14 @@ from embodied_rl.policies.nn import (
     orthogonal_,
     require_choice,
 )
-from embodied_rl.policies.vision import Trunk, image_names, image_trunk, scale_image
+from embodied_rl.policies.vision import (
+    BFloat16,
+    Trunk,
+    channels_last,
+    image_names,
+    image_trunk,
+    scale_image,
+)
 from embodied_rl.types import LogProbOutput, PolicyOutput, PolicySpec, TensorDict
 
 
@@ -176,8 +183,12 @@ class CategoricalCNN(CategoricalPolicy):
 
     Args:
         spec: environment description.
-        trunk: ``nature`` or ``impala`` encoder.
-        feature_dim: width of its output (512 and 256 in the papers).
+        trunk: ``nature``, ``small`` or ``impala`` encoder.
+        feature_dim: width of its output (512, 256 and 256 in the papers).
+        precision: of the encoder's arithmetic; weights, heads and losses stay float32.
+            ``bfloat16`` is two to four times as fast on CPUs that have it (``avx512_bf16`` in
+            /proc/cpuinfo) and slower on others. Ratios before the first update are then 1 within
+            its rounding.
         critic: a head on the shared ``trunk``, a ``separate`` encoder with its own head, or
             ``none``. Its parameters are those of the attribute ``critic``.
 
@@ -192,9 +203,11 @@ class CategoricalCNN(CategoricalPolicy):
         trunk: Trunk = "nature",
         feature_dim: int = 512,
         critic: Literal["separate", "trunk", "none"] = "trunk",
+        precision: Literal["float32", "bfloat16"] = "float32",
     ) -> None:
         super().__init__(spec, name="categorical_cnn")
         require_choice("policy.critic", critic, ("separate", "trunk", "none"))
+        require_choice("policy.precision", precision, ("float32", "bfloat16"))
         names = image_names(spec)
         if len(names) != 1:
             raise ValueError(
@@ -205,15 +218,19 @@ class CategoricalCNN(CategoricalPolicy):
         channels, height, width = spec.obs_shapes[self.image_name]
         shape = (channels, height, width)
         self.vector_input = VectorInput(spec, required=False)
-        self.trunk = image_trunk(trunk, shape, feature_dim=feature_dim)
+
+        def encoder() -> nn.Module:
+            layers = image_trunk(trunk, shape, feature_dim=feature_dim)
+            return layers if precision == "float32" else BFloat16(layers)
+
+        self.trunk = encoder()
         self.policy_head = orthogonal_(nn.Linear(feature_dim, spec.num_actions), 0.01)
         self.critic = None
         if critic == "separate":
-            encoder = image_trunk(trunk, shape, feature_dim=feature_dim)
-            self.critic = nn.Sequential(encoder, orthogonal_(nn.Linear(feature_dim, 1), 1.0))
+            self.critic = nn.Sequential(encoder(), orthogonal_(nn.Linear(feature_dim, 1), 1.0))
         elif critic == "trunk":
             self.critic = orthogonal_(nn.Linear(feature_dim, 1), 1.0)
 
     def inputs(self, obs: TensorDict) -> Tensor:
         """Scaled image [B, C, H, W]."""
-        return scale_image(obs[self.image_name])
+        return scale_image(channels_last(obs[self.image_name]))

@@ -50,6 +50,9 @@ CASES: list[tuple[str, dict[str, Any]]] = [
     ("envpool", {"id": "Pendulum-v1"}),
     ("envpool", {"id": "FetchReach-v4"}),
     ("envpool", {"id": "Pong-v5"}),
+    ("atari", {"game": "breakout"}),
+    ("atari", {"game": "ms_pacman", "grayscale": False, "image_size": (48, 40), "frame_stack": 2}),
+    ("atari", {"game": "seaquest", "backend": "envpool", "sticky_actions": 0.25}),
     ("gymnasium", {"id": "CartPole-v1"}),
     ("gymnasium", {"id": "Pendulum-v1"}),
     ("gymnasium", {"id": "CartPole-v1", "vectorization_mode": "workers", "num_workers": 2}),
@@ -66,6 +69,8 @@ every_case = pytest.mark.parametrize(
 
 def build(name: str, **options: Any) -> VectorEnv:
     options = {"num_envs": 4, "seed": 3} | options
+    if name == "atari":
+        pytest.importorskip("ale_py")
     return make_env(name, **options)
 
 

@@ -97,7 +97,12 @@ CASES = [
     *(case("categorical_mlp", DISCRETE, critic=c) for c in ("separate", "trunk", "none")),
     *(
         case("categorical_cnn", PIXELS, trunk=t, feature_dim=32, critic=c)
-        for t, c in (("nature", "trunk"), ("impala", "separate"), ("nature", "none"))
+        for t, c in (
+            ("nature", "trunk"),
+            ("impala", "separate"),
+            ("nature", "none"),
+            ("small", "trunk"),
+        )
     ),
     *(case("flow_mlp", TEXT, critic=c, **SMALL_MLP) for c in ("separate", "trunk", "none")),
     case("flow_mlp", TEXT, horizon=H + 2, **SMALL_MLP),
@@ -560,7 +565,7 @@ NOTHING = PolicySpec(obs_shapes={"grid": (2, 2)}, obs_dtypes={"grid": "float32"}
         ("categorical_mlp", spec_of(num_actions=2, chunk_length=4), {}, "env.chunk_length to 1"),
         ("categorical_cnn", CHANNELS_LAST, {}, "channel axis to the front"),
         ("categorical_cnn", TINY_IMAGE, {}, "impala"),
-        ("categorical_cnn", PIXELS, {"trunk": "vgg"}, "nature, impala"),
+        ("categorical_cnn", PIXELS, {"trunk": "vgg"}, "nature, small, impala"),
         ("flow_transformer", NOTHING, {}, "needs a vector"),
         ("flow_transformer", TEXT, {"dim": 30, "heads": 4}, "set it to 24"),
         ("flow_transformer", TEXT, {"critic": "trunk"}, "obs_tokens"),
