@@ -12,6 +12,6 @@ Recipe = Callable[[], TrainConfig]
 
 def builtin_recipes() -> dict[str, Recipe]:
     """Every recipe that ships with the package, by name."""
-    from embodied_rl.configs import envpool, metaworld
+    from embodied_rl.configs import envpool, libero, metaworld
 
-    return {**metaworld.recipes(), **envpool.recipes()}
+    return {**metaworld.recipes(), **envpool.recipes(), **libero.recipes()}

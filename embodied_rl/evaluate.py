@@ -30,6 +30,13 @@ BLOCK = 50
 """Episodes played side by side; a constant, because sampling noise is drawn per block and step."""
 SPLIT_RANGES: dict[str, int] = {"tune": 2**30, "test": 2**30 + 2**29}
 """First seed of each split; a range holds 2^29 seeds. Training seeds stay below 2^30."""
+FIXED_STARTS = ("libero",)
+"""Simulators that start from a short list of states, seed s from number s modulo its length."""
+PACKAGES = (
+    *("envpool", "metaworld", "mujoco", "gymnasium", "ale-py"),
+    *("robosuite", "hf-libero", "mani-skill", "sapien"),
+)
+"""Whose versions are part of a fingerprint."""
 
 
 @dataclass(frozen=True)
@@ -47,8 +54,18 @@ class Manifest:
         return hashlib.sha256(text.encode()).hexdigest()
 
 
-def make_manifest(task_names: Sequence[str], *, episodes: int, split: Split) -> Manifest:
+def make_manifest(
+    task_names: Sequence[str], *, episodes: int, split: Split, simulator: str = ""
+) -> Manifest:
     """``episodes`` (task, seed) pairs, tasks in turn.
+
+    Args:
+        task_names: of the environment.
+        episodes: how many.
+        split: ``tune`` or ``test`` seeds.
+        simulator: registered name of the environment. One of ``FIXED_STARTS`` gets consecutive
+            seeds for each task, so that M episodes of a task use M different states of its list
+            (of a longer list; of a shorter one each about equally often).
 
     Raises:
         ValueError: no episodes.
@@ -56,6 +73,10 @@ def make_manifest(task_names: Sequence[str], *, episodes: int, split: Split) -> 
     if episodes < 1:
         raise ValueError(f"evaluation needs at least one episode, got {episodes}")
     tasks = tuple(task_names[index % len(task_names)] for index in range(episodes))
+    if simulator in FIXED_STARTS:
+        first = SPLIT_RANGES[split]
+        rounds = tuple(first + index // len(task_names) for index in range(episodes))
+        return Manifest(split=split, tasks=tasks, seeds=rounds)
     seeds = tuple(
         SPLIT_RANGES[split] + derive_seed(0, "manifest", split, task, index) % 2**29
         for index, task in enumerate(tasks)
@@ -88,14 +109,17 @@ def evaluate(
         and ``successes`` (a string of 0 and 1 in manifest order, for paired comparisons).
     """
     results: list[dict[str, torch.Tensor]] = []
-    digest = hashlib.sha256()
+    digest, by_task = hashlib.sha256(), {task: hashlib.sha256() for task in manifest.tasks}
     for start in range(0, len(manifest.seeds), BLOCK):
         seeds = manifest.seeds[start : start + BLOCK]
         env = _fresh_env(env_config, manifest, start, len(seeds), normalizer)
         try:
             cursor = rollout.start(env, task_ids=_task_ids(env, manifest, start, len(seeds)))
             for name in sorted(cursor.obs):
-                digest.update(cursor.obs[name].contiguous().numpy().tobytes())
+                values = cursor.obs[name].cpu()
+                digest.update(values.contiguous().numpy().tobytes())
+                for row, task in enumerate(manifest.tasks[start : start + len(seeds)]):
+                    by_task[task].update(values[row].contiguous().numpy().tobytes())
             generator = torch_generator(0, "evaluate", manifest.split, start)
             results.append(
                 play_episodes(
@@ -107,7 +131,10 @@ def evaluate(
         if on_batch is not None:
             on_batch(len(seeds))
     merged = {name: torch.cat([r[name] for r in results]) for name in results[0]}
-    return _record(merged, manifest, mode, fingerprint(env_config, digest.hexdigest()))
+    record = _record(merged, manifest, mode, fingerprint(env_config, digest.hexdigest()))
+    for task, initial in by_task.items():
+        record["per_task"][task]["fingerprint"] = fingerprint(env_config, initial.hexdigest())
+    return record
 
 
 def play_episodes(
@@ -140,7 +167,7 @@ def play_episodes(
 def fingerprint(env_config: EnvConfig, initial_obs_hash: str) -> str:
     """Hash of versions, environment options and every initial observation of the manifest."""
     versions = {}
-    for package in ("envpool", "metaworld", "mujoco", "gymnasium", "ale-py"):
+    for package in PACKAGES:
         try:
             versions[package] = version(package)
         except PackageNotFoundError:
@@ -236,7 +263,9 @@ def evaluate_run(
     named = path / "checkpoints" / checkpoint
     policy, config, state = load_policy(named if named.is_dir() else path / checkpoint)
     task_names = state["task_names"]
-    manifest = make_manifest(task_names, episodes=episodes, split=split)
+    manifest = make_manifest(
+        task_names, episodes=episodes, split=split, simulator=config.env.simulator.name
+    )
     return evaluate(
         policy,
         config.env,

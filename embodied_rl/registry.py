@@ -22,10 +22,14 @@ BUILTIN: dict[str, dict[str, str]] = {
         "metaworld": "embodied_rl.envs.metaworld:make",
         "envpool": "embodied_rl.envs.envpool:make",
         "gymnasium": "embodied_rl.envs.gymnasium:make",
+        "libero": "embodied_rl.envs.libero.env:make",
         "identity": "embodied_rl.envs.toy:make_identity",
         "reach": "embodied_rl.envs.toy:make_reach",
     },
-    "experts": {"metaworld": "embodied_rl.envs.metaworld:experts"},
+    "experts": {
+        "metaworld": "embodied_rl.envs.metaworld:experts",
+        "libero": "embodied_rl.envs.libero.expert:experts",
+    },
     "policies": {
         "gaussian_mlp": "embodied_rl.policies.gaussian_mlp:GaussianMLP",
         "categorical_mlp": "embodied_rl.policies.categorical:CategoricalMLP",
