@@ -25,9 +25,7 @@ ASSETS_VARIABLE = "EMBODIED_RL_LIBERO_ASSETS"
 HUB_REPOSITORY = "lerobot/libero-assets"
 PARTS = ("articulated_objects", "scenes", "stable_hope_objects", "stable_scanned_objects")
 """Folders that any copy of the assets has."""
-INSTALL = (
-    "pip install 'embodied-rl[libero]' && pip install --no-deps hf-libero==0.1.4 robomimic==0.2.0"
-)
+INSTALL = "pip install 'embodied-rl[libero]' && pip install --no-deps hf-libero==0.1.4"
 ROBOSUITE_CHATTER = ("macro file", "setup_macros.py")
 """Parts of the three lines that robosuite warns with at import; others come through."""
 

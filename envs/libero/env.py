@@ -31,6 +31,7 @@ def make(
     num_threads: int | None = None,
     wording: str = "name",
     initial_states: tuple[int, int] = (0, 49),
+    evaluation_states: tuple[int, int] = (0, 49),
     images: Sequence[str] = (),
     image_size: int = 128,
     stepping: str = "stock",
@@ -55,6 +56,7 @@ def make(
             description; they differ in 29 tasks.
         initial_states: first and last of the benchmark's 50 initial states to start from; seed s
             starts from number first + s mod (last - first + 1).
+        evaluation_states: the same for the seeds of evaluation manifests.
         images: ``"agentview"`` and/or ``"wrist"``: uint8 [3, size, size], upright; with them comes
             the robot's part of ``state`` as ``robot`` [27].
         image_size: pixels.
@@ -68,15 +70,17 @@ def make(
             be had.
     """
     pairs = expand_tasks(tasks)
-    _check(wording, initial_states, images, image_size, stepping, settle_steps)
+    _check_names(wording=wording, images=images, stepping=stepping)
+    _check_states(initial_states=initial_states, evaluation_states=evaluation_states)
+    _check_sizes(image_size=(image_size, 16), settle_steps=(settle_steps, 0))
     simulator = make_workers(
         "embodied_rl.envs.libero.row:LiberoRow",
         {
             "tasks": pairs,
             "assets": str(assets_folder()),
             "wording": wording,
-            "first_state": initial_states[0],
-            "last_state": initial_states[1],
+            "initial_states": tuple(initial_states),
+            "evaluation_states": tuple(evaluation_states),
             "images": tuple(images),
             "image_size": image_size,
             "stepping": stepping,
@@ -100,15 +104,8 @@ def make(
     )
 
 
-def _check(
-    wording: str,
-    initial_states: tuple[int, int],
-    images: Sequence[str],
-    image_size: int,
-    stepping: str,
-    settle_steps: int,
-) -> None:
-    """Raise ValueError for an option that no worker should have to refuse."""
+def _check_names(*, wording: str, images: Sequence[str], stepping: str) -> None:
+    """Raise ValueError for a choice that does not exist."""
     for name, value, known in (
         ("wording", wording, WORDINGS),
         *(("images", image, tuple(CAMERAS)) for image in images),
@@ -116,11 +113,18 @@ def _check(
         if value not in known:
             raise ValueError(f"{name}: no {value!r}{near_names(value, known)}; give {known}")
     check_stepping(stepping)
-    if not 0 <= initial_states[0] <= initial_states[1] < NUM_INITIAL_STATES:
-        raise ValueError(
-            f"initial_states={initial_states}: give the first and the last, 0 to "
-            f"{NUM_INITIAL_STATES - 1}"
-        )
-    for name, value, least in (("image_size", image_size, 16), ("settle_steps", settle_steps, 0)):
+
+
+def _check_states(**states: tuple[int, int]) -> None:
+    for name, (first, last) in states.items():
+        if not 0 <= first <= last < NUM_INITIAL_STATES:
+            raise ValueError(
+                f"{name}={(first, last)}: give the first and the last, 0 to "
+                f"{NUM_INITIAL_STATES - 1}"
+            )
+
+
+def _check_sizes(**sizes: tuple[int, int]) -> None:
+    for name, (value, least) in sizes.items():
         if value < least:
             raise ValueError(f"{name}={value}: give at least {least}")

@@ -29,6 +29,12 @@ TIP = 0.012
 """m that the finger tips reach below the point between them."""
 RIM = 0.007
 """m from the edge of a rim's box inwards to the wall."""
+PALM = (0.105, 0.037)
+"""m from its middle that the palm reaches along and across the closing direction."""
+FINGER_WIDTH = 0.012
+"""m, half."""
+EMPTY = 0.002
+"""m between closed fingers with nothing between them."""
 CLEARANCE = 0.03
 """m between a carried thing and what it passes over."""
 HOVER = 0.08
@@ -63,6 +69,8 @@ class _Scene:
     goal: Array
     room: Array
     top: float
+    obstacle: Array
+    obstacle_room: Array
     predicate: str
 
     @property
@@ -114,6 +122,8 @@ def _scene(state: Array, block: Array) -> _Scene:
         goal=block[GOAL["goal"]],
         room=block[GOAL["room"]],
         top=float(block[GOAL["top"]][0]),
+        obstacle=block[GOAL["obstacle"]],
+        obstacle_room=block[GOAL["obstacle_room"]],
         predicate=PREDICATES[int(block[GOAL["predicate"]].argmax())],
     )
 
@@ -137,15 +147,31 @@ def choose_grasp(scene: _Scene) -> Grasp:
         turn = abs(np.arctan2(direction[0], direction[1]))  # from the world's y axis
         if best is None or turn < best[0]:
             best = (turn, direction)
-    if best is not None:
-        return Grasp(np.array([*scene.centre[:2], height]), best[1])
-    return _rim_grasp(scene)
+    if best is None:
+        return _rim_grasp(scene)
+    point = np.array([*scene.centre[:2], height])
+    return Grasp(point + _evasion(scene, point, best[1]), best[1])
+
+
+def _evasion(scene: _Scene, point: Array, axis: Array) -> Array:
+    """How far to move a grasp along the thing [3] so that the palm passes a taller neighbour."""
+    across = np.array([-axis[1], axis[0], 0.0])
+    away = scene.obstacle - point
+    room = np.abs(np.stack([axis, across])) @ scene.obstacle_room
+    taller = float(scene.obstacle[2] + scene.obstacle_room[2]) > point[2] + FINGER_DEPTH
+    beside = abs(float(away @ axis)) < PALM[0] + room[0]
+    overlap = PALM[1] + float(room[1]) - abs(float(away @ across))
+    if not (taller and beside and overlap > 0):
+        return np.zeros(3)
+    length = float(np.abs(scene.axes.T @ across) @ scene.extents)
+    side = -1.0 if away @ across >= 0 else 1.0
+    return side * min(overlap, max(length - FINGER_WIDTH, 0.0)) * across
 
 
 def _rim_grasp(scene: _Scene) -> Grasp:
-    """The rim left or right of the centre, on the hand's side."""
+    """The rim left or right of the centre, away from the obstacle."""
     axis = np.array([0.0, 1.0, 0.0])
-    side = 1.0 if scene.hand[1] >= scene.centre[1] else -1.0
+    side = -1.0 if scene.obstacle[1] >= scene.centre[1] else 1.0
     reach = float(np.abs(scene.axes[1]) @ scene.extents) - RIM
     top = float(scene.centre[2]) + scene.half_height
     return Grasp(np.array([*(scene.centre[:2] + side * reach * axis[:2]), top - 0.02]), axis)
@@ -154,12 +180,12 @@ def _rim_grasp(scene: _Scene) -> Grasp:
 def _pick_and_place(scene: _Scene) -> Array:
     grasp = choose_grasp(scene)
     away = scene.hand - grasp.point
-    near = float(np.linalg.norm(away[:2])) < 0.03 and abs(away[2]) < 0.03
+    near = float(np.linalg.norm(away[:2])) < 0.045 and abs(away[2]) < 0.03
     over_goal = float(np.linalg.norm((scene.goal - scene.position)[:2])) < 0.04
     moving = -0.95 < scene.command < 0.95
     if moving and over_goal and scene.bottom < scene.top + 3 * CLEARANCE:
         return _action(scene, grasp, scene.hand, OPEN)
-    if near and scene.command > 0.95:
+    if near and scene.command > 0.95 and scene.gap > EMPTY:
         if scene.finger_speed > 0.01:
             return _action(scene, grasp, scene.hand, CLOSED)
         return _carry(scene, grasp)

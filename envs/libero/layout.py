@@ -1,7 +1,7 @@
 """Observations of LIBERO as vectors of a fixed size: what every number means.
 
-``state`` [27 + 32 P] is the robot, then one block per goal predicate (P of them, the most of any
-task of the suite; blocks of absent predicates are zero). ``relative`` [10 + 28 P] is the same
+``state`` [27 + 38 P] is the robot, then one block per goal predicate (P of them, the most of any
+task of the suite; blocks of absent predicates are zero). ``relative`` [10 + 34 P] is the same
 without absolute positions, so that a small policy transfers what it learns between places and
 tasks. Lengths are in metres, positions in the frame of the world, rotations as the first two
 columns of the rotation matrix (Zhou et al. 2019).
@@ -50,10 +50,13 @@ GOAL = _slices(
     predicate=len(PREDICATES),
     present=1,
     top=1,  # height of the top of what the thing goes in or on
+    obstacle=3,  # centre of the nearest other object that can be moved
+    obstacle_room=3,  # half extents of its box along the axes of the world
 )
 ROBOT_SIZE = max(part.stop for part in ROBOT.values())
 GOAL_SIZE = max(part.stop for part in GOAL.values())
-RELATIVE_ROBOT_SIZE, RELATIVE_GOAL_SIZE = 10, 28
+CARRIED_OVER = ("rotation", "extents", "joint", "done", "predicate", "obstacle_room")
+RELATIVE_ROBOT_SIZE, RELATIVE_GOAL_SIZE = 10, 34
 
 
 def state_size(goals: int) -> int:
@@ -67,16 +70,17 @@ def relative_size(goals: int) -> int:
 
 
 def goal_blocks(state: Array) -> Array:
-    """The blocks of states [..., F] as [..., P, 32]."""
+    """The blocks of states [..., F] as [..., P, 38]."""
     return state[..., ROBOT_SIZE:].reshape(*state.shape[:-1], -1, GOAL_SIZE)
 
 
 def relative_features(state: Array) -> Array:
-    """States [..., 27 + 32 P] without absolute positions: [..., 10 + 28 P].
+    """States [..., 27 + 38 P] without absolute positions: [..., 10 + 34 P].
 
     Robot: rotation of the hand (6), fingers (2), gripper command, height of the hand. Per predicate
     the displacements hand to centre, position to goal, hand to goal, from the thing's position up
-    to the top of the goal, and rotation, extents, joint, done and predicate as in ``state``.
+    to the top of the goal, from centre to obstacle, and rotation, extents, joint, done, predicate
+    and room of the obstacle as in ``state``.
     """
     hand = state[..., ROBOT["hand"]]
     robot = [state[..., ROBOT[name]] for name in ("rotation", "fingers", "command")]
@@ -87,7 +91,8 @@ def relative_features(state: Array) -> Array:
         goal - position,
         goal - hand[..., None, :],
         goals[..., GOAL["top"]] - position[..., 2:],
-        *(goals[..., GOAL[n]] for n in ("rotation", "extents", "joint", "done", "predicate")),
+        goals[..., GOAL["obstacle"]] - goals[..., GOAL["centre"]],
+        *(goals[..., GOAL[name]] for name in CARRIED_OVER),
     )
     features = np.concatenate(parts, axis=-1) * goals[..., GOAL["present"]]
     flat = features.reshape(*state.shape[:-1], -1)

@@ -1,10 +1,7 @@
 """One LIBERO environment inside a worker process.
 
 An episode is a function of (task, seed, actions): the seed chooses one of the initial states that
-the benchmark fixes for the task,
-
-    index = first + seed mod (last + 1 - first).
-
+the benchmark fixes for the task (``tasks.state_index``).
 The rows of a process share the built tasks (see ``simulation``), so that a row may change its task
 at any reset.
 """
@@ -26,7 +23,7 @@ from embodied_rl.envs.libero.layout import (
     state_size,
 )
 from embodied_rl.envs.libero.simulation import CAMERAS, Snapshot, TaskCache, TaskSimulation
-from embodied_rl.envs.libero.tasks import GOALS_PER_TASK, Wording, load_task
+from embodied_rl.envs.libero.tasks import GOALS_PER_TASK, Wording, load_task, state_index
 from embodied_rl.envs.spaces import Array, ArrayDict
 from embodied_rl.envs.vector.rows import RowTransition
 
@@ -42,7 +39,8 @@ class LiberoRow:
         tasks: (suite, name) of every task id.
         assets: folder of the scenes.
         wording: which of the two instructions.
-        first_state, last_state: initial states that seeds choose from.
+        initial_states, evaluation_states: first and last of the initial states that seeds choose
+            from, below ``EVALUATION_SEEDS`` and from there on.
         images: names of ``CAMERAS`` to observe.
         image_size: their height and width.
         stepping: a mode of ``control.STEPPERS``.
@@ -56,21 +54,21 @@ class LiberoRow:
         tasks: Sequence[tuple[str, str]],
         assets: str,
         wording: Wording = "name",
-        first_state: int = 0,
-        last_state: int = 49,
+        initial_states: tuple[int, int] = (0, 49),
+        evaluation_states: tuple[int, int] = (0, 49),
         images: Sequence[str] = (),
         image_size: int = 128,
         stepping: str = "stock",
         settle_steps: int = 10,
         cached_tasks: int = 10,
     ) -> None:
-        self._tasks = tuple((suite, name) for suite, name in tasks)
-        self.task_names = tuple(name for _, name in self._tasks)
-        loaded = [load_task(suite, name) for suite, name in self._tasks]
+        self.tasks = tuple((suite, name) for suite, name in tasks)
+        self.task_names = tuple(name for _, name in self.tasks)
+        loaded = [load_task(suite, name) for suite, name in self.tasks]
         self.instructions = tuple(task.instructions[wording] for task in loaded)
-        self._states = (first_state, last_state + 1 - first_state)
+        self._training, self._evaluation = initial_states, evaluation_states
         self._images, self._image_size = tuple(images), image_size
-        self._goals = max(GOALS_PER_TASK[suite] for suite, _ in self._tasks)
+        self._goals = max(GOALS_PER_TASK[suite] for suite, _ in self.tasks)
         self._cache = _shared_cache(assets, stepping, settle_steps, cached_tasks)
         self.observation_space = observation_space(self._goals, self._images, image_size)
         self.action_space: gymnasium.Space[Any] = spaces.Box(-1.0, 1.0, (7,), np.float32)
@@ -79,9 +77,9 @@ class LiberoRow:
 
     def reset(self, *, task_id: int, seed: int) -> ArrayDict:
         """Start the episode of ``seed`` on a task; returns its first observation."""
-        first, count = self._states
         simulation = self._take(task_id)
-        self._snapshot = simulation.settled(first + seed % count)
+        index = state_index(seed, training=self._training, evaluation=self._evaluation)
+        self._snapshot = simulation.settled(index)
         simulation.show(self._snapshot)
         return self._observe(simulation)
 
@@ -119,7 +117,7 @@ class LiberoRow:
 
     def _take(self, task_id: int) -> TaskSimulation:
         self._task_id = task_id
-        self._simulation = self._cache.take(self, *self._tasks[task_id])
+        self._simulation = self._cache.take(self, *self.tasks[task_id])
         return self._simulation
 
     def _observe(self, simulation: TaskSimulation) -> ArrayDict:

@@ -88,6 +88,10 @@ class TaskSimulation:
         self._fingers = np.array(robot._ref_gripper_joint_pos_indexes)
         self._finger_speeds = np.array(robot._ref_gripper_joint_vel_indexes)
         self._joints = np.array(robot._ref_joint_pos_indexes)
+        self._boxes = {
+            name: (int(self.env.obj_body_id[name]), *self._box(int(self.env.obj_body_id[name])))
+            for name in self.env.objects_dict
+        }
         self._parts = [self._part(goal) for goal in self.task.goals]
 
     # -- episodes -----------------------------------------------------------------------------
@@ -188,12 +192,26 @@ class TaskSimulation:
         block[GOAL["goal"]] = goal
         block[GOAL["room"]] = room
         block[GOAL["top"]] = top
+        block[GOAL["obstacle"]], block[GOAL["obstacle_room"]] = self._obstacle(part, centre)
         if part.joint is not None:
             value = data.qpos[self._model.jnt_qposadr[part.joint]]
             block[GOAL["joint"]] = (value, part.joint_goal)
         block[GOAL["done"]] = self.env._eval_predicate(_as_words(part.goal))
         block[GOAL["predicate"]][PREDICATES.index(part.goal.predicate)] = 1.0
         block[GOAL["present"]] = 1.0
+
+    def _obstacle(self, part: _Part, centre: Array) -> tuple[Array, Array]:
+        """(centre [3], half extents [3] along the world's axes) of the nearest other object."""
+        nearest, best = (np.zeros(3), np.zeros(3)), np.inf
+        for body, middle, extents in self._boxes.values():
+            if body in (part.body, part.target_body):
+                continue
+            rotation = self._data.xmat[body].reshape(3, 3)
+            position = self._data.xpos[body] + rotation @ middle
+            distance = float(np.linalg.norm((position - centre)[:2]))
+            if distance < best:
+                nearest, best = (position, np.abs(rotation) @ extents), distance
+        return nearest
 
     def _target(self, part: _Part, centre: Array) -> tuple[Array, float, Array]:
         """(goal position [3], height of its top, half extents [3] along the world's axes)."""

@@ -39,6 +39,8 @@ GOALS_PER_TASK = {
 }
 """Most goal predicates of a task, by suite."""
 NUM_INITIAL_STATES = 50
+EVALUATION_SEEDS = 2**30
+"""Seeds from here on are those of evaluation manifests (``embodied_rl.seeding``)."""
 Wording = Literal["name", "scene"]
 WORDINGS: tuple[Wording, ...] = ("name", "scene")
 
@@ -130,6 +132,18 @@ def _expand(name: str) -> list[tuple[str, str]]:
         return [(owners[name], name)]
     hint = near_names(name, [*SUITES, *owners])
     raise ValueError(f"LIBERO has no suite or task {name!r}{hint}; suites: {', '.join(SUITES)}")
+
+
+def state_index(seed: int, *, training: tuple[int, int], evaluation: tuple[int, int]) -> int:
+    """Number of the initial state that a seed starts from.
+
+    Args:
+        seed: of the episode.
+        training: first and last state for seeds below ``EVALUATION_SEEDS``.
+        evaluation: the same for the other seeds.
+    """
+    first, last = evaluation if seed >= EVALUATION_SEEDS else training
+    return first + seed % (last - first + 1)
 
 
 @cache

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import numpy as np
@@ -50,15 +51,19 @@ CASES: list[tuple[str, dict[str, Any]]] = [
     ("identity", {}),
     ("reach", {"num_tasks": 2}),
 ]
+SLOW_CASES: list[tuple[str, dict[str, Any]]] = [("libero", {"tasks": ("object/7", "spatial/2")})]
+"""Seconds each to start; tests/conformance/test_libero.py has the sample that runs always."""
 every_case = pytest.mark.parametrize(
     ("name", "options"),
-    CASES,
+    [*CASES, *(pytest.param(*case, marks=pytest.mark.slow) for case in SLOW_CASES)],
     ids=lambda value: "-".join(map(str, value.values())) if isinstance(value, dict) else value,
 )
 
 
 def build(name: str, **options: Any) -> VectorEnv:
     options = {"num_envs": 4, "seed": 3} | options
+    if name == "libero" and not os.environ.get("EMBODIED_RL_LIBERO_ASSETS"):
+        pytest.skip("LIBERO's scenes: set EMBODIED_RL_LIBERO_ASSETS to a folder or archive of them")
     return make_env(name, **options)
 
 
@@ -85,7 +90,7 @@ def rows(tree: Any, index: Any) -> Any:
 
 
 def test_every_registered_environment_has_a_case() -> None:
-    assert set(registry("envs").names()) <= {name for name, _ in CASES}
+    assert set(registry("envs").names()) <= {name for name, _ in [*CASES, *SLOW_CASES]}
 
 
 @every_case

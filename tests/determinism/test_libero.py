@@ -87,7 +87,7 @@ def test_an_episode_is_that_of_robosuite_itself():
 
 def test_seeds_choose_among_the_initial_states_asked_for():
     pair = TASKS["libero_object"]
-    row = make_row(pair, first_state=40, last_state=44, settle_steps=0)
+    row = make_row(pair, initial_states=(40, 44), settle_steps=0)
     starts = [row.reset(task_id=0, seed=seed)["state"] for seed in range(6)]
     assert np.array_equal(starts[0], starts[5])
     assert len({start.tobytes() for start in starts}) == 5
