@@ -8,7 +8,10 @@ bin := .venv/bin
 setup := VENV=.venv scripts/setup.sh
 # How MuJoCo draws without a screen: found out by scripts/setup.sh, unless the caller has set it.
 gl = MUJOCO_GL=$${MUJOCO_GL:-$$(cat .venv/mujoco_gl)}
-test_extras := dev,metaworld,atari,video
+comma := ,
+# LIBERO's libraries take 1.1 GB and its tests need its scenes: with the scenes, both.
+libero := $(if $(EMBODIED_RL_LIBERO_ASSETS),$(comma)libero)
+test_extras := dev,metaworld,atari,video$(libero)
 
 help: ## say what the targets do
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'

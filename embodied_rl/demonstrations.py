@@ -18,12 +18,13 @@ from embodied_rl.algorithms.sft import Demonstrations
 from embodied_rl.build import build_env, load_policy
 from embodied_rl.config import ConfigError, TrainConfig
 from embodied_rl.dataset import DatasetWriter, chunked_actions, load_dataset
+from embodied_rl.evaluate import FIXED_STARTS
 from embodied_rl.instructions import embed_instructions
 from embodied_rl.registry import registry
 from embodied_rl.seeding import derive_seed, torch_generator
 from embodied_rl.types import TensorDict
 
-FPS = {"maniskill": 20, "metaworld": 80}
+FPS = {"libero": 20, "maniskill": 20, "metaworld": 80}
 """Control steps per second by simulator (Meta-World: 5 physics steps of 2.5 ms, ManiSkill: 5 of
 10 ms); 30 elsewhere."""
 BATCH = 32
@@ -114,6 +115,9 @@ def collect_dataset(
 
 def _seeds(config: TrainConfig, task: str, count: int) -> list[int]:
     """Environment seeds of the attempts on a task."""
+    if config.env.simulator.name in FIXED_STARTS:
+        first = derive_seed(config.seed, "demonstrations", task) % (2**30 - count)
+        return list(range(first, first + count))  # neighbours start from different states
     return [derive_seed(config.seed, "demonstrations", task, attempt) for attempt in range(count)]
 
 

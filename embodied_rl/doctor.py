@@ -45,6 +45,7 @@ def diagnose() -> list[Check]:
         _drawing(),
         _vulkan(),
         *_extras(),
+        _libero(),
     ]
 
 
@@ -179,6 +180,23 @@ def _extra(extra: str) -> Check:
     if lacking:
         return Check(extra, False, f"lacks {', '.join(lacking)}", mend)
     return Check(extra, True, ", ".join(found) or "nothing to install on this system")
+
+
+def _libero() -> Check:
+    """LIBERO's package, which its extra cannot name, and its scenes; nothing is downloaded."""
+    from embodied_rl.envs.libero import assets
+
+    name = "libero scenes"
+    if _version("hf-libero") is None:
+        return Check(name, False, "hf-libero is not installed", assets.INSTALL)
+    try:
+        folder = assets.find_assets()
+    except ValueError as error:
+        mend = f"unset {assets.ASSETS_VARIABLE}, or set it to a folder or archive of the scenes"
+        return Check(name, False, str(error), mend)
+    if folder is None:
+        return Check(name, False, "not on this machine", assets.download_command())
+    return Check(name, True, str(folder))
 
 
 def _version(package: str) -> str | None:

@@ -31,6 +31,16 @@ BLOCK = 50
 """Episodes played side by side; a constant, because sampling noise is drawn per block and step."""
 SPLIT_RANGES: dict[str, int] = {"tune": 2**30, "test": 2**30 + 2**29}
 """First seed of each split; a range holds 2^29 seeds. Training seeds stay below 2^30."""
+FIXED_STARTS = ("libero",)
+"""Simulators that start from a short list of states, seed s from number s modulo its length."""
+PACKAGES = {
+    "atari": ("ale-py", "envpool"),
+    "envpool": ("envpool",),
+    "libero": ("hf-libero", "robosuite", "mujoco"),
+    "maniskill": ("mani-skill", "sapien"),
+    "metaworld": ("envpool", "metaworld", "mujoco"),
+}
+"""Whose versions, beside gymnasium's, are part of a simulator's fingerprint."""
 
 
 @dataclass(frozen=True)
@@ -48,8 +58,18 @@ class Manifest:
         return hashlib.sha256(text.encode()).hexdigest()
 
 
-def make_manifest(task_names: Sequence[str], *, episodes: int, split: Split) -> Manifest:
+def make_manifest(
+    task_names: Sequence[str], *, episodes: int, split: Split, simulator: str = ""
+) -> Manifest:
     """``episodes`` (task, seed) pairs, tasks in turn.
+
+    Args:
+        task_names: of the environment.
+        episodes: how many.
+        split: ``tune`` or ``test`` seeds.
+        simulator: registered name of the environment. One of ``FIXED_STARTS`` gets consecutive
+            seeds for each task, so that M episodes of a task use M different states of its list
+            (of a longer list; of a shorter one each about equally often).
 
     Raises:
         ValueError: no episodes.
@@ -57,6 +77,10 @@ def make_manifest(task_names: Sequence[str], *, episodes: int, split: Split) -> 
     if episodes < 1:
         raise ValueError(f"evaluation needs at least one episode, got {episodes}")
     tasks = tuple(task_names[index % len(task_names)] for index in range(episodes))
+    if simulator in FIXED_STARTS:
+        first = SPLIT_RANGES[split]
+        rounds = tuple(first + index // len(task_names) for index in range(episodes))
+        return Manifest(split=split, tasks=tasks, seeds=rounds)
     seeds = tuple(
         SPLIT_RANGES[split] + derive_seed(0, "manifest", split, task, index) % 2**29
         for index, task in enumerate(tasks)
@@ -91,14 +115,17 @@ def evaluate(
     """
     device = policy_device(policy)
     results: list[dict[str, torch.Tensor]] = []
-    digest = hashlib.sha256()
+    digest, by_task = hashlib.sha256(), {task: hashlib.sha256() for task in manifest.tasks}
     for start in range(0, len(manifest.seeds), BLOCK):
         seeds = manifest.seeds[start : start + BLOCK]
         env = _fresh_env(env_config, manifest, start, len(seeds), normalizer, device)
         try:
             cursor = rollout.start(env, task_ids=_task_ids(env, manifest, start, len(seeds)))
             for name in sorted(cursor.obs):
-                digest.update(cursor.obs[name].contiguous().cpu().numpy().tobytes())
+                values = cursor.obs[name].cpu()
+                digest.update(values.contiguous().numpy().tobytes())
+                for row, task in enumerate(manifest.tasks[start : start + len(seeds)]):
+                    by_task[task].update(values[row].contiguous().numpy().tobytes())
             generator = torch_generator(0, "evaluate", manifest.split, start, device=device)
             results.append(
                 play_episodes(
@@ -111,6 +138,8 @@ def evaluate(
             on_batch(len(seeds))
     merged = {name: torch.cat([r[name] for r in results]) for name in results[0]}
     record = _record(merged, manifest, mode, fingerprint(env_config, digest.hexdigest()))
+    for task, initial in by_task.items():
+        record["per_task"][task]["fingerprint"] = fingerprint(env_config, initial.hexdigest())
     return record | extra_scores(env_config, record["return_mean"])
 
 
@@ -159,10 +188,7 @@ def play_episodes(
 def fingerprint(env_config: EnvConfig, initial_obs_hash: str) -> str:
     """Hash of versions, environment options and every initial observation of the manifest."""
     versions = {}
-    packages = ("envpool", "metaworld", "mujoco", "gymnasium", "ale-py")
-    if env_config.simulator.name == "maniskill":
-        packages = (*packages, "mani-skill", "sapien")
-    for package in packages:
+    for package in ("gymnasium", *PACKAGES.get(env_config.simulator.name, ())):
         try:
             versions[package] = version(package)
         except PackageNotFoundError:
@@ -264,7 +290,9 @@ def evaluate_run(
         named if named.is_dir() else path / checkpoint, device=device
     )
     task_names = state["task_names"]
-    manifest = make_manifest(task_names, episodes=episodes, split=split)
+    manifest = make_manifest(
+        task_names, episodes=episodes, split=split, simulator=config.env.simulator.name
+    )
     return evaluate(
         policy,
         evaluation_env(config),

@@ -24,10 +24,12 @@ BUILTIN: dict[str, dict[str, str]] = {
         "atari": "embodied_rl.envs.atari:make",
         "envpool": "embodied_rl.envs.envpool:make",
         "gymnasium": "embodied_rl.envs.gymnasium:make",
+        "libero": "embodied_rl.envs.libero.env:make",
         "identity": "embodied_rl.envs.toy:make_identity",
         "reach": "embodied_rl.envs.toy:make_reach",
     },
     "experts": {
+        "libero": "embodied_rl.envs.libero.expert:experts",
         "maniskill": "embodied_rl.envs.maniskill.expert:experts",
         "metaworld": "embodied_rl.envs.metaworld:experts",
     },

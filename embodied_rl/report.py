@@ -74,7 +74,8 @@ def plot_run(run: str | Path) -> Path:
     from matplotlib.figure import Figure
 
     run = Path(run)
-    records, evaluations = _read_run(run)
+    records, every = _read_run(run)
+    evaluations, _ = comparable(every)
     panels = [name for name in PANELS if len(curve(records, name)[0])]
     if evaluations and "rollout/success_rate" not in panels:
         panels.insert(0, "rollout/success_rate")
@@ -256,13 +257,15 @@ def write_report(run: str | Path) -> Path:
         ReportError: nothing was logged in that folder.
     """
     run = Path(run)
-    records, evaluations = _read_run(run)
+    records, every = _read_run(run)
+    evaluations, left_out = comparable(every)
     picture = _data_uri(plot_run(run), "image/png")
     config = run / "config.yaml"
     parts = [
         f"<h1>{html.escape(_run_name(run))}</h1>",
         "<h2>Success</h2>",
         _success_table(evaluations),
+        *(f"<p>{html.escape(sentence)}</p>" for sentence in left_out),
         _task_table(evaluations),
         f'<h2>Curves</h2><img src="{picture}" alt="curves of the run">',
         _videos(run),
@@ -282,6 +285,28 @@ def write_report(run: str | Path) -> Path:
     path = run / "report.html"
     path.write_text(page, encoding="utf-8")
     return path
+
+
+def comparable(records: Sequence[Record]) -> tuple[list[Record], list[str]]:
+    """The records whose success rates may stand side by side, and one sentence for each left out.
+
+    Of the records of one manifest, those count whose fingerprint is that of the newest: where it
+    differs, the same seeds gave other initial states, other versions simulated them, or the
+    environment had other options.
+
+    Args:
+        records: evaluations of a run in the order in which they were made.
+    """
+    newest = {record["manifest_sha256"]: record["fingerprint"] for record in records}
+    kept = [r for r in records if r["fingerprint"] == newest[r["manifest_sha256"]]]
+    left_out = [
+        f"{_label(record)} ({record['mode']}) was evaluated in another simulator "
+        f"(fingerprint {record['fingerprint'][:12]}, now {newest[record['manifest_sha256']][:12]}) "
+        "and is not compared: evaluate it again"
+        for record in records
+        if record["fingerprint"] != newest[record["manifest_sha256"]]
+    ]
+    return kept, left_out
 
 
 def _latest(evaluations: Sequence[Record]) -> list[Record]:

@@ -510,7 +510,10 @@ def run_evaluation(session: Session, *, label: str) -> list[dict[str, Any]]:
     """Evaluate the present policy in every configured mode; appends to ``evaluations.jsonl``."""
     config = session.config.evaluation
     manifest = make_manifest(
-        session.env.task_names, episodes=config.episodes, split=config.manifest
+        session.env.task_names,
+        episodes=config.episodes,
+        split=config.manifest,
+        simulator=session.config.env.simulator.name,
     )
     records = []
     for mode in config.modes:

@@ -66,6 +66,12 @@ install_torch() {
   fi
 }
 
+install_libero() { # what LIBERO itself requires brings a torchvision that fits no CPU build of torch
+  case ",$extras," in
+    *,libero,*) pip_install --no-deps "hf-libero==0.1.4" ;;
+  esac
+}
+
 loads() { "$venv/bin/python" -c "import ctypes, sys; ctypes.CDLL(sys.argv[1])" "$1" 2>/dev/null; }
 
 rendering() { # how MuJoCo can draw here: egl, osmesa or disable
@@ -106,6 +112,7 @@ if [ "$(cat "$stamp" 2>/dev/null)" != "$key" ]; then
   install_torch
   say "installing embodied-rl[$extras]"
   pip_install --editable ".[$extras]"
+  install_libero
   install_gl
   echo "$key" >"$stamp"
 fi

@@ -174,3 +174,23 @@ def test_a_symlink_that_leads_nowhere_is_told(monkeypatch: pytest.MonkeyPatch) -
         doctor, "find_spec", lambda name: None if name.endswith("policies") else real(name)
     )
     assert "embodied_rl/policies leads nowhere" in find("symlinks").detail
+
+
+def test_missing_libero_and_missing_scenes_come_with_the_command_that_gets_them(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    from embodied_rl.envs.libero import assets
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.delenv(assets.ASSETS_VARIABLE, raising=False)
+    monkeypatch.setattr(assets, "package_folder", lambda: tmp_path)
+    pretend(monkeypatch, {})
+    assert "hf-libero" in find("libero scenes").mend
+    pretend(monkeypatch, {"hf-libero": "0.1.4"})
+    assert find("libero scenes").mend.startswith("hf download lerobot/libero-assets")
+    monkeypatch.setenv(assets.ASSETS_VARIABLE, str(tmp_path / "nowhere"))
+    assert not find("libero scenes").ok
+    for part in assets.PARTS:
+        (tmp_path / "assets" / part).mkdir(parents=True)
+    monkeypatch.setenv(assets.ASSETS_VARIABLE, str(tmp_path))
+    assert find("libero scenes").ok and find("libero scenes").detail.endswith("assets")

@@ -107,6 +107,18 @@ def test_tasks_have_a_table_when_there_are_several(tmp_path: Path) -> None:
     assert "25.0%" in page.cells
 
 
+def test_scores_of_another_simulator_are_left_out_and_named(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    newer = evaluation("rl", "greedy", 0.25, fingerprint="ef" * 32)
+    append_jsonl(run / "evaluations.jsonl", newer)
+    page = Page(write_report(run))
+    assert "25.0%" in page.cells and "40.0%" not in page.cells and "96.0%" not in page.cells
+    assert page.text.count("evaluated in another simulator") == 4
+    other = evaluation("sft", "greedy", 0.5, manifest_sha256="12" * 32)
+    append_jsonl(run / "evaluations.jsonl", other)
+    assert "50.0%" in Page(write_report(run)).cells
+
+
 def test_only_the_last_evaluation_of_a_kind_is_in_the_table(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run")
     append_jsonl(run / "evaluations.jsonl", evaluation("rl", "greedy", 0.5))

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import os
 from importlib.util import find_spec
 from typing import Any
 
@@ -60,9 +61,11 @@ CASES: list[tuple[str, dict[str, Any]]] = [
     ("reach", {"num_tasks": 2}),
     *MANISKILL,
 ]
+SLOW_CASES: list[tuple[str, dict[str, Any]]] = [("libero", {"tasks": ("object/7", "spatial/2")})]
+"""Seconds each to start; tests/conformance/test_libero.py has the sample that runs always."""
 every_case = pytest.mark.parametrize(
     ("name", "options"),
-    CASES,
+    [*CASES, *(pytest.param(*case, marks=pytest.mark.slow) for case in SLOW_CASES)],
     ids=lambda value: "-".join(map(str, value.values())) if isinstance(value, dict) else value,
 )
 
@@ -71,12 +74,15 @@ def build(name: str, **options: Any) -> VectorEnv:
     options = {"num_envs": 4, "seed": 3} | options
     if name == "atari":
         pytest.importorskip("ale_py")
+    if name == "libero" and not os.environ.get("EMBODIED_RL_LIBERO_ASSETS"):
+        pytest.skip("LIBERO's scenes: set EMBODIED_RL_LIBERO_ASSETS to a folder or archive of them")
     return make_env(name, **options)
 
 
 def test_every_registered_environment_has_a_case() -> None:
     optional = set() if MANISKILL else {"maniskill"}
-    assert set(registry("envs").names()) - optional <= {name for name, _ in CASES}
+    cases = {name for name, _ in [*CASES, *SLOW_CASES]}
+    assert set(registry("envs").names()) - optional <= cases
 
 
 @every_case
