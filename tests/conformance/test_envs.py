@@ -90,7 +90,7 @@ def test_every_registered_environment_has_a_case() -> None:
 def test_keeps_the_contract_of_vector_env(name: str, options: dict[str, Any], check: str) -> None:
     if check == "variety" and options.get("id") == "Pong-v5":
         pytest.skip("every game of Pong begins with the same picture")
-    CHECKS[check][0](lambda **given: make_env(name, **options, **given))
+    CHECKS[check][0](lambda **given: build(name, **options, **given))
 
 
 class Scripted:
