@@ -174,3 +174,16 @@ def test_a_symlink_that_leads_nowhere_is_told(monkeypatch: pytest.MonkeyPatch) -
         doctor, "find_spec", lambda name: None if name.endswith("policies") else real(name)
     )
     assert "embodied_rl/policies leads nowhere" in find("symlinks").detail
+
+
+def test_maniskill_tasks_that_need_files_are_named_with_the_command(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    pretend(monkeypatch, {"mani-skill": "3.0.1"})
+    monkeypatch.setenv("MS_ASSET_DIR", str(tmp_path))
+    assert not find("maniskill assets").ok
+    assert "download_asset" in find("maniskill assets").mend
+    (tmp_path / "data" / "assets").mkdir(parents=True)
+    assert find("maniskill assets").ok
+    pretend(monkeypatch, {})
+    assert "maniskill assets" not in {check.name for check in diagnose()}
