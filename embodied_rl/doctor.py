@@ -44,6 +44,7 @@ def diagnose() -> list[Check]:
         _disk(Path.cwd()),
         _drawing(),
         _vulkan(),
+        *_maniskill_assets(),
         *_extras(),
         _libero(),
     ]
@@ -135,7 +136,11 @@ def _drawing() -> Check:
 
 
 def _vulkan() -> Check:
-    mend = "ManiSkill needs it: apt-get install libvulkan1 mesa-vulkan-drivers (Mesa 25 or newer)"
+    mend = (
+        "pictures of ManiSkill need it (states do not): apt-get install libvulkan1 "
+        "mesa-vulkan-drivers; Mesa 25 or newer, on Debian 12 from bookworm-backports "
+        "(apt-get install -t bookworm-backports mesa-vulkan-drivers)"
+    )
     if not _any_loads(("libvulkan.so.1",)):
         return Check("vulkan", False, "libvulkan is not found", mend)
     named = os.environ.get("VK_DRIVER_FILES") or os.environ.get("VK_ICD_FILENAMES")
@@ -143,6 +148,18 @@ def _vulkan() -> Check:
     if not named and not files:
         return Check("vulkan", False, "libvulkan without a driver", mend)
     return Check("vulkan", True, named or ", ".join(sorted(path.stem for path in files)))
+
+
+def _maniskill_assets() -> list[Check]:
+    """What tasks of ManiSkill have to download, where it is installed and lacks some."""
+    if _version("mani-skill") is None:
+        return []
+    root = Path(os.environ.get("MS_ASSET_DIR", "~/.maniskill")).expanduser() / "data"
+    if root.is_dir() and any(root.iterdir()):
+        return [Check("maniskill assets", True, f"downloaded files in {root}")]
+    detail = f"45 of 74 tasks run, the others need files and {root} has none"
+    mend = "python -m mani_skill.utils.download_asset TASK, e.g. TurnFaucet-v1, or ycb"
+    return [Check("maniskill assets", False, detail, mend)]
 
 
 def _extras() -> list[Check]:

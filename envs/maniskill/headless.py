@@ -82,7 +82,7 @@ def import_maniskill() -> Any:
             raise ValueError(INSTALL) from error
     download_asset.prompt_yes_no = _refuse
     if not can_draw():
-        _keep_table_brown()
+        _adapt_maniskill()
     # It logs a warning for every body that a task places after building it.
     mani_skill.logger.setLevel(logging.ERROR)
     return mani_skill
@@ -103,12 +103,16 @@ def render_backend(*, pictures: bool) -> str:
     return "sapien_cuda" if torch.cuda.is_available() else "sapien_cpu"
 
 
-def _keep_table_brown() -> None:
+def _adapt_maniskill() -> None:
     """PushT paints its table white, by way of what was replaced; the physics are the same."""
     from mani_skill.envs.tasks.tabletop import push_t
+    from mani_skill.utils.building import _mjcf_loader
     from mani_skill.utils.scene_builder.table import TableSceneBuilder
 
     push_t.WhiteTableSceneBuilder.build = TableSceneBuilder.build
+    # It has names of its own for them if ManiSkill was imported before.
+    _mjcf_loader.RenderMaterial = Placeholder
+    _mjcf_loader.RenderTexture2D = Placeholder
 
 
 def _refuse(message: str) -> bool:

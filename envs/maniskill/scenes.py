@@ -120,6 +120,7 @@ class Scenes:
         self.env = _build(task, options, num_envs, sim_backend)
         # A new scene for all rows at once is no reset of some of them.
         self._rebuild = task in UNREPEATABLE and num_envs == 1
+        _mend_sparse_reward(self.env)
         self._actions = _ActionLayout(self.env.single_action_space)
         self.action_space = self._actions.space
         leaves = self._observe(self.env.reset(seed=[0] * num_envs)[0])
@@ -190,6 +191,24 @@ class Scenes:
                 millimetres = _channels_first(data["depth"])
                 obs[f"depth_{camera}"] = millimetres.astype(np.float32) / 1000
         return obs
+
+
+def _mend_sparse_reward(env: Any) -> None:
+    """ManiSkill 3.0.1 negates a bool tensor where a task can fail and not succeed."""
+    from mani_skill.envs.sapien_env import BaseEnv
+
+    if type(env).compute_sparse_reward is not BaseEnv.compute_sparse_reward:
+        return
+
+    def sparse_reward(obs: Any, action: Any, info: Mapping[str, Any]) -> Any:
+        reward = env.elapsed_steps.float() * 0
+        if "success" in info:
+            reward = reward + info["success"]
+        if "fail" in info:
+            reward = reward - info["fail"].float()
+        return reward
+
+    env.compute_sparse_reward = sparse_reward
 
 
 class _ActionLayout:

@@ -194,3 +194,16 @@ def test_missing_libero_and_missing_scenes_come_with_the_command_that_gets_them(
         (tmp_path / "assets" / part).mkdir(parents=True)
     monkeypatch.setenv(assets.ASSETS_VARIABLE, str(tmp_path))
     assert find("libero scenes").ok and find("libero scenes").detail.endswith("assets")
+
+
+def test_maniskill_tasks_that_need_files_are_named_with_the_command(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    pretend(monkeypatch, {"mani-skill": "3.0.1"})
+    monkeypatch.setenv("MS_ASSET_DIR", str(tmp_path))
+    assert not find("maniskill assets").ok
+    assert "download_asset" in find("maniskill assets").mend
+    (tmp_path / "data" / "assets").mkdir(parents=True)
+    assert find("maniskill assets").ok
+    pretend(monkeypatch, {})
+    assert "maniskill assets" not in {check.name for check in diagnose()}
