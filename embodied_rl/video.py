@@ -29,6 +29,8 @@ HOLD_FRAMES = 10
 """How often the last picture of an episode is repeated."""
 NEEDS_GL = ("metaworld", "libero")
 """Simulators that draw nothing without OpenGL."""
+MIN_WIDTH = 256
+"""Pixels that a line of a caption needs."""
 FPS = 30
 """Frames a second of a film with one frame per simulator step."""
 
@@ -212,7 +214,7 @@ def film_episode(
 
     def shoot() -> None:
         try:
-            frames.append(np.asarray(env.render(0)))
+            frames.append(_enlarged(env.render(0)))
         except ValueError as error:
             raise VideoError(str(error)) from error
         instruction = env.instructions[task_id] or task
@@ -238,6 +240,12 @@ def film_episode(
     finally:
         env.close()
     return [*frames, *frames[-1:] * HOLD_FRAMES], [*captions, *captions[-1:] * HOLD_FRAMES]
+
+
+def _enlarged(picture: np.ndarray) -> np.ndarray:
+    """Whole multiples of small pictures: below ``MIN_WIDTH`` a caption does not fit."""
+    factor = -(-MIN_WIDTH // picture.shape[1])
+    return picture.repeat(factor, 0).repeat(factor, 1)
 
 
 def _make_filmed(config: EnvConfig, seed: int, normalizer: dict[str, Any] | None) -> VectorEnv:

@@ -68,8 +68,9 @@ def test_ppo_through_the_adapter_learns_and_its_model_is_evaluated_and_filmed(
     with av.open(str(tmp_path / "after" / "videos" / "policy.mp4")) as file:
         frames = [frame.to_ndarray(format="rgb24") for frame in file.decode(video=0)]
     assert len(frames) > 30
-    picture = np.stack(frames)[:, :40].astype(int)
+    picture = np.stack(frames)[:, :160].astype(int)
     columns = picture.mean((1, 3)).argmax(1)
     assert len(set(columns.tolist())) > 5  # the walker moves across the picture
-    assert frames[0].shape[0] > 48 + 30  # with a caption below
+    assert frames[0].shape[1] == 256  # 64 pixels, enlarged so that the caption below fits
+    assert frames[0].shape[0] > 192 + 30
     env.close()

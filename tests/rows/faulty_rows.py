@@ -56,7 +56,8 @@ class Walk:
 
     def step(self, action: np.ndarray) -> RowTransition:
         self.steps += 1
-        time.sleep(self.delay)
+        if self.delay:
+            time.sleep(self.delay)
         if self.fault and self.fault != "reset" and self.steps % self.every == 0:
             self._fail()
         self.state[0] += 0.1 * float(action[0])
@@ -105,3 +106,10 @@ class Curious(Walk):
         print("a simulator that talks", flush=True)
         threads = os.environ["OMP_NUM_THREADS"] == os.environ["MKL_NUM_THREADS"] == "1"
         return {"state": np.array([threads, not sys.stdin.read(), "torch" not in sys.modules])}
+
+
+class Still(Walk):
+    """Does nothing, to measure what a worker costs beside its simulator."""
+
+    def step(self, action: np.ndarray) -> RowTransition:
+        return RowTransition({"state": self.state}, 0.0, False, False, False)
