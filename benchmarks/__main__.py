@@ -49,8 +49,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         setting = SETTINGS[name]
         with tempfile.TemporaryDirectory() as folder:
             contestants = _contestants(setting, Path(folder))
-            seconds, returns = measure(contestants, rounds=options.rounds)
-        parts.append(table(setting, contestants, seconds, returns))
+            first, seconds, returns = measure(contestants, rounds=options.rounds)
+        parts.append(table(setting, contestants, first, seconds, returns))
         print(parts[-1], flush=True)
     options.output.write_text("\n".join(parts), encoding="utf-8")
     print(f"written to {options.output}")
@@ -63,39 +63,47 @@ def _contestants(setting: Setting, folder: Path) -> list[Contestant]:
         single_file(setting, seed=1, folder=folder / "single_file"),
         ours(setting, seed=1, folder=folder / "ours"),
         ours(setting, seed=1, folder=folder / "ours_asynchronous", asynchronous=True),
+        ours(setting, seed=1, folder=folder / "ours_compiled", compile=True),
         collection(setting, seed=1, folder=folder / "collect"),
         raw_stepping(setting, seed=1),
     ]
 
 
-def measure(contestants: Sequence[Contestant], *, rounds: int) -> tuple[np.ndarray, list[float]]:
+def measure(
+    contestants: Sequence[Contestant], *, rounds: int
+) -> tuple[np.ndarray, np.ndarray, list[float]]:
     """Time ``rounds`` rounds of every contestant in turn, after one that is not counted.
 
     Returns:
-        (seconds [rounds, contestants], recent return of each contestant at the end).
+        (seconds of the round before [contestants], seconds [rounds, contestants], recent return
+        of each contestant at the end).
     """
-    seconds = np.zeros((rounds, len(contestants)))
-    for index in range(-1, rounds):
+    seconds = np.zeros((rounds + 1, len(contestants)))
+    for index in range(rounds + 1):
         for column, contestant in enumerate(contestants):
             started = time.perf_counter()
             contestant.run()
-            if index >= 0:
-                seconds[index, column] = time.perf_counter() - started
-            print(f"\rround {index + 1}/{rounds}: {contestant.name:30}", end="", file=sys.stderr)
+            seconds[index, column] = time.perf_counter() - started
+            print(f"\rround {index}/{rounds}: {contestant.name:30}", end="", file=sys.stderr)
     print(file=sys.stderr)
     returns = [contestant.recent_return() for contestant in contestants]
     for contestant in contestants:
         contestant.close()
-    return seconds, returns
+    return seconds[0], seconds[1:], returns
 
 
 def table(
     setting: Setting,
     contestants: Sequence[Contestant],
+    first: np.ndarray,
     seconds: np.ndarray,
     returns: Sequence[float],
 ) -> str:
-    """A markdown section: steps per second and ratios, median (min-max) over rounds."""
+    """A markdown section: steps per second and ratios, median (min-max) over rounds.
+
+    ``first`` [contestants] are the seconds of the round that is not counted; it says how long
+    compiling took.
+    """
     steps = setting.round_iterations * setting.batch_size
     names = [contestant.name for contestant in contestants]
     baselines = [names.index(n) for n in ("Stable-Baselines3", "single-file PPO")]
@@ -117,6 +125,9 @@ def table(
         speed = spread(steps / seconds[:, column] / 1000, ".1f")
         final = "" if np.isnan(returns[column]) else f"{returns[column]:.0f}"
         lines.append(f"| {name} | {speed} k | {ratios[0]} | {ratios[1]} | {share} % | {final} |")
+    compiled = names.index("embodied-rl, compiled")
+    compiling = first[compiled] - np.median(seconds[:, compiled])
+    lines += ["", f"Compiling took {compiling:.0f} s at the start, which is not in these figures."]
     return "\n".join([*lines, ""])
 
 

@@ -51,7 +51,9 @@ def simulator(setting: Setting) -> Component:
     )
 
 
-def train_config(setting: Setting, *, seed: int, asynchronous: bool) -> TrainConfig:
+def train_config(
+    setting: Setting, *, seed: int, asynchronous: bool = False, compile: bool = False
+) -> TrainConfig:
     """The options of ``setting`` as a configuration."""
     discrete = setting.env_id.startswith("CartPole")
     return TrainConfig(
@@ -80,6 +82,7 @@ def train_config(setting: Setting, *, seed: int, asynchronous: bool) -> TrainCon
             entropy_coef=setting.entropy_coef,
             value_coef=1.0,
             max_grad_norm=setting.max_grad_norm,
+            compile=compile,
         ),
         advantage=component(
             "advantages", "gae", gamma=setting.gamma, gae_lambda=setting.gae_lambda
@@ -92,10 +95,17 @@ def train_config(setting: Setting, *, seed: int, asynchronous: bool) -> TrainCon
     )
 
 
-def ours(setting: Setting, *, seed: int, folder: Path, asynchronous: bool = False) -> Contestant:
+def ours(
+    setting: Setting,
+    *,
+    seed: int,
+    folder: Path,
+    asynchronous: bool = False,
+    compile: bool = False,
+) -> Contestant:
     """This project's trainer."""
     session = trainer.open_session(
-        train_config(setting, seed=seed, asynchronous=asynchronous), folder
+        train_config(setting, seed=seed, asynchronous=asynchronous, compile=compile), folder
     )
 
     def run() -> None:
@@ -112,7 +122,7 @@ def ours(setting: Setting, *, seed: int, folder: Path, asynchronous: bool = Fals
         session.env.close()
         session.logger.close()
 
-    name = "embodied-rl, asynchronous" if asynchronous else "embodied-rl"
+    name = "embodied-rl" + ", asynchronous" * asynchronous + ", compiled" * compile
     return Contestant(name=name, run=run, recent_return=recent_return, close=close)
 
 
@@ -162,7 +172,7 @@ def raw_stepping(setting: Setting, *, seed: int) -> Contestant:
 
 def collection(setting: Setting, *, seed: int, folder: Path) -> Contestant:
     """``rollout.collect`` alone: environment layer, policy, values, bookkeeping; no update."""
-    session = trainer.open_session(train_config(setting, seed=seed, asynchronous=False), folder)
+    session = trainer.open_session(train_config(setting, seed=seed), folder)
     cursor = rollouts.start(session.env)
 
     def run() -> None:

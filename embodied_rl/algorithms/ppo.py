@@ -97,6 +97,8 @@ class PPO(PolicyGradient):
 
     def _loss(self, batch: Batch, reduce: Reduce) -> tuple[Tensor, Stats]:
         loss, stats = super()._loss(batch, reduce)
-        if self.num_updates < self.config.critic_warmup and batch.returns is not None:
+        # ``critic_warmup and``: a compiled loss is made anew whenever a number changes that it read
+        warming_up = self.config.critic_warmup and self.num_updates < self.config.critic_warmup
+        if warming_up and batch.returns is not None:
             loss, _ = self._value_loss(self.policy.value(batch.obs), batch)
         return loss, stats

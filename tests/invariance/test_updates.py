@@ -204,3 +204,31 @@ def test_the_first_updates_of_a_critic_warm_up_leave_the_actor_alone():
     assert changed() and all(name.startswith("critic") for name in changed())
     update.update(rollout, gae(rollout), generator=torch.Generator().manual_seed(0))
     assert any(not name.startswith("critic") for name in changed())
+
+
+@pytest.mark.parametrize("policy", ["gaussian_mlp", "flow_mlp"])
+def test_a_compiled_loss_takes_the_same_steps(policy, monkeypatch):
+    # One program is captured as in training, and run without the minutes of a C++ build.
+    compile, programs = torch.compile, []
+
+    def build(function, **options):
+        programs.append(options)
+        return compile(function, backend="aot_eager", **options)
+
+    monkeypatch.setattr(torch, "compile", build)
+    built, rollout = setting(policy=policy)
+    results = []
+    for compiled in (False, True):
+        config = PPO.Config(num_epochs=2, num_minibatches=2, compile=compiled, entropy_coef=0.01)
+        results.append(updated(built, PPO, config, rollout, gae(rollout)))
+    assert programs == [{"fullgraph": True}]
+    (plain, stats), (program, same) = results
+    torch.testing.assert_close(plain, program)
+    assert stats == pytest.approx(same, rel=1e-4, abs=1e-5)
+
+
+def test_compiling_without_a_compiler_is_refused(monkeypatch):
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    built, _ = setting()
+    with pytest.raises(ValueError, match=r"C\+\+ compiler no-such-compiler.*set algorithm.compile"):
+        PPO(built, PPO.Config(compile=True))
