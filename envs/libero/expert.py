@@ -98,7 +98,7 @@ def experts(task_names: Sequence[str]) -> Callable[[Tensor, Tensor], Tensor]:
 
     def act(state: Tensor, task_ids: Tensor) -> Tensor:
         rows: Array = state.cpu().numpy().astype(np.float64)
-        names = [task_names[task] for task in task_ids.tolist()]
+        names: list[str] = [task_names[int(task)] for task in task_ids]
         actions = [expert_action(row, name) for row, name in zip(rows, names, strict=True)]
         return torch.from_numpy(np.stack(actions)).to(state.device)
 
