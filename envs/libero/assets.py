@@ -21,6 +21,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from embodied_rl.doctor import gl_backend
+
 ASSETS_VARIABLE = "EMBODIED_RL_LIBERO_ASSETS"
 HUB_REPOSITORY = "lerobot/libero-assets"
 PARTS = ("articulated_objects", "scenes", "stable_hope_objects", "stable_scanned_objects")
@@ -154,12 +156,19 @@ def import_libero(assets: Path) -> Any:
         ValueError: LIBERO or what it needs is not installed.
     """
     config = _write_config(assets)
+    backend = gl_backend()
+    if backend is None:
+        raise ValueError(
+            "robosuite needs the system library EGL or OSMesa, also without pictures: "
+            "apt-get install libegl1 libgl1-mesa-dri"
+        )
+    os.environ["MUJOCO_GL"] = backend  # read once, when mujoco is imported
     before = os.environ.get("LIBERO_CONFIG_PATH")
     os.environ["LIBERO_CONFIG_PATH"] = str(config)
     logger = logging.getLogger("robosuite_logs")
     logger.addFilter(_not_chatter)
     try:
-        libero = importlib.import_module("libero.libero")
+        libero: Any = importlib.import_module("libero.libero")
         importlib.import_module("libero.libero.envs.bddl_utils")
     except ImportError as error:
         raise ValueError(f"LIBERO cannot be imported ({error}): {INSTALL}") from error

@@ -41,6 +41,10 @@ HOVER = 0.08
 """m above the grasp at which the hand aligns."""
 GAIN, TURN_GAIN = 20.0, 4.0
 """Action per metre and per radian; an action of 1 aims 5 cm or 0.5 rad ahead."""
+RIMS = {"in_the_top_drawer": (1.0, 0.0, 0.0), "next_to_the_cookie_box": (0.0, 1.0, 0.0)}
+"""Side of the rim to take, by part of the task's name, where furniture leaves no other room."""
+DEEP, DEEP_EXIT = "in_the_top_drawer", 1.14
+"""Part of the name of a task whose thing starts in something, and m to raise it to get it out."""
 CLOSED, OPEN = 1.0, -1.0
 UP = np.array([0.0, 0.0, 1.0])
 
@@ -62,6 +66,7 @@ class _Scene:
     command: float
     finger_speed: float
     gap: float
+    speed: float  # of the hand, m/s
     position: Array
     axes: Array  # [3, 3], columns
     centre: Array
@@ -72,6 +77,8 @@ class _Scene:
     obstacle: Array
     obstacle_room: Array
     predicate: str
+    rim: Array | None  # side of the rim to take
+    exit_height: float  # that the thing must be raised to before it moves sideways
 
     @property
     def half_height(self) -> float:
@@ -86,28 +93,28 @@ def experts(task_names: Sequence[str]) -> Callable[[Tensor, Tensor], Tensor]:
     """Scripted policy of a batch: (``state`` [N, F], task ids [N]) -> actions [N, 7].
 
     Args:
-        task_names: name of every task id; the expert is the same for all.
+        task_names: name of every task id.
     """
-    del task_names
 
     def act(state: Tensor, task_ids: Tensor) -> Tensor:
-        assert state.shape[0] == task_ids.shape[0]
         rows: Array = state.cpu().numpy().astype(np.float64)
-        return torch.from_numpy(np.stack([expert_action(row) for row in rows])).to(state.device)
+        names: list[str] = [task_names[int(task)] for task in task_ids]
+        actions = [expert_action(row, name) for row, name in zip(rows, names, strict=True)]
+        return torch.from_numpy(np.stack(actions)).to(state.device)
 
     return act
 
 
-def expert_action(state: Array) -> Array:
-    """Action [7] float32 in [-1, 1] for a state [F]."""
+def expert_action(state: Array, task_name: str) -> Array:
+    """Action [7] float32 in [-1, 1] for a state [F] of a task."""
     todo = (b for b in goal_blocks(state) if b[GOAL["present"]] and not b[GOAL["done"]])
     block = next(todo, None)
     if block is None:
         return np.array([0, 0, 0, 0, 0, 0, OPEN], np.float32)
-    return _pick_and_place(_scene(state, block))
+    return _pick_and_place(_scene(state, block, task_name))
 
 
-def _scene(state: Array, block: Array) -> _Scene:
+def _scene(state: Array, block: Array, task_name: str) -> _Scene:
     fingers = state[ROBOT["fingers"]]
     return _Scene(
         hand=state[ROBOT["hand"]],
@@ -115,6 +122,7 @@ def _scene(state: Array, block: Array) -> _Scene:
         command=float(state[ROBOT["command"]][0]),
         finger_speed=float(np.abs(state[ROBOT["finger_speed"]]).max()),
         gap=float(fingers[0] - fingers[1]),
+        speed=float(np.linalg.norm(state[ROBOT["velocity"]][:3])),
         position=block[GOAL["position"]],
         axes=_matrix(block[GOAL["rotation"]]),
         centre=block[GOAL["centre"]],
@@ -125,6 +133,8 @@ def _scene(state: Array, block: Array) -> _Scene:
         obstacle=block[GOAL["obstacle"]],
         obstacle_room=block[GOAL["obstacle_room"]],
         predicate=PREDICATES[int(block[GOAL["predicate"]].argmax())],
+        rim=next((np.array(side) for part, side in RIMS.items() if part in task_name), None),
+        exit_height=DEEP_EXIT if DEEP in task_name else -np.inf,
     )
 
 
@@ -169,18 +179,29 @@ def _evasion(scene: _Scene, point: Array, axis: Array) -> Array:
 
 
 def _rim_grasp(scene: _Scene) -> Grasp:
-    """The rim left or right of the centre, away from the obstacle."""
-    axis = np.array([0.0, 1.0, 0.0])
-    side = -1.0 if scene.obstacle[1] >= scene.centre[1] else 1.0
-    reach = float(np.abs(scene.axes[1]) @ scene.extents) - RIM
+    """The rim on the side away from the obstacle; of a bowl in the hand, where it is held."""
+    axis = np.array([0.0, 1.0, 0.0]) if scene.rim is None else scene.rim
+    reach = float(np.abs(axis @ scene.axes) @ scene.extents) - RIM
     top = float(scene.centre[2]) + scene.half_height
-    return Grasp(np.array([*(scene.centre[:2] + side * reach * axis[:2]), top - 0.02]), axis)
+    middle = np.array([*scene.centre[:2], top - 0.02])
+    sides = [Grasp(middle + side * reach * axis, axis) for side in (1.0, -1.0)]
+    if scene.rim is not None:
+        return sides[0]
+    if scene.command > -0.95:
+        for grasp in sides:
+            if _near(scene, grasp):
+                return grasp
+    return sides[int((scene.obstacle - scene.centre) @ axis >= 0)]
+
+
+def _near(scene: _Scene, grasp: Grasp) -> bool:
+    away = scene.hand - grasp.point
+    return float(np.linalg.norm(away[:2])) < 0.045 and abs(float(away[2])) < 0.03
 
 
 def _pick_and_place(scene: _Scene) -> Array:
     grasp = choose_grasp(scene)
-    away = scene.hand - grasp.point
-    near = float(np.linalg.norm(away[:2])) < 0.045 and abs(away[2]) < 0.03
+    near = _near(scene, grasp)
     over_goal = float(np.linalg.norm((scene.goal - scene.position)[:2])) < 0.04
     moving = -0.95 < scene.command < 0.95
     if moving and over_goal and scene.bottom < scene.top + 3 * CLEARANCE:
@@ -216,6 +237,8 @@ def _carry(scene: _Scene, grasp: Grasp) -> Array:
     away = float(np.linalg.norm(offset))
     below_hand = float(scene.hand[2]) - scene.bottom
     clear = scene.top + CLEARANCE + below_hand
+    if away > 0.2:
+        clear = max(clear, scene.exit_height + below_hand)
     target = np.array([*(scene.hand[:2] + offset), clear])
     if away > 0.02:
         return _action(scene, grasp, _rise_first(scene, target, away), CLOSED)
@@ -223,7 +246,9 @@ def _carry(scene: _Scene, grasp: Grasp) -> Array:
     if scene.predicate == "in":
         release = max(scene.top + 0.03, float(scene.goal[2] - scene.room[2]) + 0.02 + below_hand)
     target[2] = min(release, clear)
-    ready = float(scene.hand[2]) < target[2] + 0.01
+    height = float(scene.hand[2] - target[2])
+    resting = height < 0.04 and scene.speed < 0.005  # on something that the boxes do not show
+    ready = height < 0.01 or resting
     return _action(scene, grasp, target, OPEN if ready else CLOSED)
 
 

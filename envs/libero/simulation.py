@@ -14,6 +14,7 @@ Axes: F numbers of the state, P goal predicates, H and W pixels.
 
 from __future__ import annotations
 
+import importlib
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -76,6 +77,7 @@ class TaskSimulation:
     ) -> None:
         self.task = load_task(suite, name)
         self.env = _build(self.task.bddl_file, assets)
+        self._mujoco: Any = importlib.import_module("mujoco")
         self._model, self._data = self.env.sim.model._model, self.env.sim.data._data
         self._stock = StockStepper(self.env)
         self._stepper = make_stepper(stepping, self.env)
@@ -106,14 +108,12 @@ class TaskSimulation:
         return self._settled[index]
 
     def _settle(self, initial_state: Array) -> Snapshot:
-        import mujoco
-
-        mujoco.mj_resetData(self._model, self._data)
+        self._mujoco.mj_resetData(self._model, self._data)
         nq = self._model.nq
         self._data.time = initial_state[0]
         self._data.qpos[:] = initial_state[1 : 1 + nq]
         self._data.qvel[:] = initial_state[1 + nq :]
-        mujoco.mj_forward(self._model, self._data)
+        self._mujoco.mj_forward(self._model, self._data)
         self._stock.start()
         for _ in range(self._settle_steps):
             self._stock.step(np.zeros(7))
@@ -121,19 +121,15 @@ class TaskSimulation:
 
     def load(self, snapshot: Snapshot) -> None:
         """Put the simulation where ``snapshot`` was taken; ``step`` may follow."""
-        import mujoco
-
-        mujoco.mj_setState(
-            self._model, self._data, snapshot.physics, mujoco.mjtState.mjSTATE_INTEGRATION
+        self._mujoco.mj_setState(
+            self._model, self._data, snapshot.physics, self._mujoco.mjtState.mjSTATE_INTEGRATION
         )
         self._stepper.load(snapshot.memory)
 
     def show(self, snapshot: Snapshot) -> None:
         """Load and derive all positions; ``observe`` and ``render`` may follow, not ``step``."""
-        import mujoco
-
         self.load(snapshot)
-        mujoco.mj_forward(self._model, self._data)
+        self._mujoco.mj_forward(self._model, self._data)
 
     def step(self, action: Array) -> Snapshot:
         """One control step with an action [7] in [-1, 1]; returns what follows."""
@@ -141,11 +137,9 @@ class TaskSimulation:
         return Snapshot(self._physics(), self._stepper.save())
 
     def _physics(self) -> Array:
-        import mujoco
-
-        spec = mujoco.mjtState.mjSTATE_INTEGRATION
-        state = np.empty(mujoco.mj_stateSize(self._model, spec))
-        mujoco.mj_getState(self._model, self._data, state, spec)
+        spec = self._mujoco.mjtState.mjSTATE_INTEGRATION
+        state = np.empty(self._mujoco.mj_stateSize(self._model, spec))
+        self._mujoco.mj_getState(self._model, self._data, state, spec)
         return state
 
     # -- observations -------------------------------------------------------------------------
@@ -171,11 +165,9 @@ class TaskSimulation:
         return state.astype(np.float32)
 
     def _hand_velocity(self) -> Array:
-        import mujoco
-
         velocity = np.empty(6)  # angular, linear
-        kind = mujoco.mjtObj.mjOBJ_SITE
-        mujoco.mj_objectVelocity(self._model, self._data, kind, self._hand, velocity, 0)
+        kind = self._mujoco.mjtObj.mjOBJ_SITE
+        self._mujoco.mj_objectVelocity(self._model, self._data, kind, self._hand, velocity, 0)
         return velocity[[3, 4, 5, 0, 1, 2]]
 
     def _fill(self, block: Array, part: _Part) -> None:
@@ -303,12 +295,10 @@ class TaskSimulation:
 
     def render(self, camera: str, height: int, width: int) -> Array:
         """Picture [H, W, 3] uint8, upright, of the loaded state; ``camera`` is MuJoCo's name."""
-        import mujoco
-
         if (height, width) not in self._renderers:
-            self._renderers[height, width] = mujoco.Renderer(self._model, height, width)
+            self._renderers[height, width] = self._mujoco.Renderer(self._model, height, width)
         renderer = self._renderers[height, width]
-        options = mujoco.MjvOption()
+        options = self._mujoco.MjvOption()
         options.geomgroup[:] = VISUAL_GROUPS
         renderer.update_scene(self._data, camera=camera, scene_option=options)
         return renderer.render()

@@ -185,9 +185,10 @@ def test_missing_libero_and_missing_scenes_come_with_the_command_that_gets_them(
     monkeypatch.delenv(assets.ASSETS_VARIABLE, raising=False)
     monkeypatch.setattr(assets, "package_folder", lambda: tmp_path)
     pretend(monkeypatch, {})
-    assert "hf-libero" in find("libero scenes").mend
+    assert not find("libero scenes").ok and "hf-libero" in find("libero scenes").mend
     pretend(monkeypatch, {"hf-libero": "0.1.4"})
-    assert find("libero scenes").mend.startswith("hf download lerobot/libero-assets")
+    missing = find("libero scenes")
+    assert not missing.ok and missing.mend.startswith("hf download lerobot/libero-assets")
     monkeypatch.setenv(assets.ASSETS_VARIABLE, str(tmp_path / "nowhere"))
     assert not find("libero scenes").ok
     for part in assets.PARTS:
