@@ -37,6 +37,7 @@ from embodied_rl.metrics import METRICS_FILE, read_jsonl
 from embodied_rl.registry import registry
 
 TARGET, WINDOW, SLICE = 18.0, 20, 16_384
+PONG = "ale_py:PongNoFrameskip-v4"  # importing ale_py registers it, in workers also
 ROOT = Path("runs/benchmark_atari")
 OUTPUT = Path(__file__).resolve().parent.parent / "docs" / "atari_results.md"
 Step = Callable[[int], tuple[int, float]]
@@ -138,16 +139,15 @@ def recent_return(metrics: Path) -> float:
 
 def stable_baselines3(folder: Path, seed: int) -> tuple[Step, Callable[[], object]]:
     """PPO of Stable-Baselines3 with the settings of its zoo."""
-    import ale_py
-    import gymnasium
     from stable_baselines3 import PPO
     from stable_baselines3.common.env_util import make_atari_env
     from stable_baselines3.common.vec_env import SubprocVecEnv, VecFrameStack, VecTransposeImage
 
-    gymnasium.register_envs(ale_py)
     env = VecTransposeImage(
         VecFrameStack(
-            make_atari_env("PongNoFrameskip-v4", n_envs=8, seed=seed, vec_env_cls=SubprocVecEnv),
+            make_atari_env(
+                "ale_py:PongNoFrameskip-v4", n_envs=8, seed=seed, vec_env_cls=SubprocVecEnv
+            ),
             n_stack=4,
         )
     )

@@ -28,7 +28,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cache
 from typing import Any, Literal, TypeAlias
 
@@ -392,7 +392,7 @@ class EnvPoolAtari(EnvPoolSimulator):
         super().__init__([task], resume="none", **common)
         self.options = options
         self.action_names = offered_actions(options)
-        self.action_space = spaces.Discrete(len(self._native))
+        self.action_space: gymnasium.Space[Any] = spaces.Discrete(len(self._native))
 
     def send(self, actions: Array, rows: IntArray | None) -> None:
         """See ``Simulator.send``."""
@@ -482,7 +482,7 @@ def make(
         backend: ``"ale"`` (resumes, renders) or ``"envpool"`` (does neither).
         frame_skip: frames for which an action is repeated.
         frame_stack: S, screens in an observation.
-        image_size: height and width of the observation; at most that of the screen, 210x160.
+        image_size: height and width of the observation.
         grayscale: one channel per screen instead of three.
         max_pool: maximum of the last two frames.
         noop_max: no-op actions at the start of a game, fewer than that, at random.
@@ -493,9 +493,9 @@ def make(
         full_action_space: all 18 joystick actions instead of those with an effect.
         actions: names of the actions offered, in order, e.g. ``("NOOP", "RIGHT", "LEFT")`` for
             Pong, whose other three do the same; none: all.
-        chunk_length: H actions per decision.
         max_episode_steps: cut a game after this many steps; None: 108,000 frames. Where lives are
             episodes, envpool counts from the start of the life.
+        chunk_length: H actions per decision.
         autoreset: SAME_STEP if True, DISABLED if False.
         group_size: G consecutive rows start alike.
         device: of observations, rewards and flags.
@@ -506,27 +506,9 @@ def make(
     Raises:
         ValueError: unknown game or action, or a number that does not fit.
     """
-    if game not in GAMES:
-        raise ValueError(f"there is no Atari game {game!r}{near_names(game, GAMES)}")
-    if backend not in ("ale", "envpool"):
-        raise ValueError(f"backend={backend!r}: give 'ale' or 'envpool'")
-    options = AtariOptions(
-        game=game,
-        frame_skip=frame_skip,
-        frame_stack=frame_stack,
-        image_size=(image_size[0], image_size[1]),
-        grayscale=grayscale,
-        max_pool=max_pool,
-        noop_max=noop_max,
-        fire_reset=fire_reset,
-        terminal_on_life_loss=terminal_on_life_loss,
-        clip_rewards=clip_rewards,
-        sticky_actions=sticky_actions,
-        full_action_space=full_action_space,
-        actions=tuple(actions),
-        max_episode_steps=max_episode_steps,
-    )
-    _check(options, group_size)
+    given = locals()
+    options = AtariOptions(**{field.name: given[field.name] for field in fields(AtariOptions)})
+    _check(options, backend, group_size)
     simulator = (AleSimulator if backend == "ale" else EnvPoolAtari)(
         options,
         num_envs=num_envs,
@@ -544,7 +526,13 @@ def make(
     )
 
 
-def _check(options: AtariOptions, group_size: int) -> None:
+def _check(options: AtariOptions, backend: str, group_size: int) -> None:
+    if options.game not in GAMES:
+        raise ValueError(
+            f"there is no Atari game {options.game!r}{near_names(options.game, GAMES)}"
+        )
+    if backend not in ("ale", "envpool"):
+        raise ValueError(f"backend={backend!r}: give 'ale' or 'envpool'")
     numbers = {
         "frame_skip": options.frame_skip,
         "frame_stack": options.frame_stack,

@@ -22,6 +22,7 @@ import torch
 
 from embodied_rl.envs.atari import make as make_atari
 from embodied_rl.envs.atari import native_actions
+from embodied_rl.envs.base import SimulatorVectorEnv
 from embodied_rl.envs.spaces import Array
 
 Message: TypeAlias = dict[str, Any]
@@ -97,34 +98,20 @@ def play(
         protocol: how it is asked.
         film: keep every screen with its caption.
     """
-    env = make_atari(
-        game=game,
-        num_envs=1,
-        seed=seed,
-        frame_skip=protocol.frame_skip,
-        frame_stack=1,
-        image_size=SCREEN,
-        grayscale=False,
-        fire_reset=False,
-        sticky_actions=protocol.sticky_actions,
-    )
+    env = _make_env(game, seed, protocol)
     names = native_actions(game)
     system = system_message(env.instructions[0], names)
     screen = _screen(env.reset()[0])
     pictures = deque([enlarge(screen, side=protocol.side)] * protocol.context, protocol.context)
-    result = Play()
-    action, reasoning = 0, ""
+    result, noop, reasoning = Play(), names.index("NOOP"), ""
     for step in range(protocol.steps):
-        asked = step % protocol.act_every == 0
-        if asked:
-            chosen, reasoning = parse_answer(
-                model([system, user_message(pictures)]), num_actions=len(names)
-            )
+        action = noop
+        if step % protocol.act_every == 0:
+            answer = model([system, user_message(pictures)])
+            chosen, reasoning = parse_answer(answer, num_actions=len(names))
             result.answers += 1
             result.malformed += chosen is None
-            action = names.index("NOOP") if chosen is None else chosen
-        else:
-            action = names.index("NOOP")
+            action = noop if chosen is None else chosen
         obs, rewards, _, _, info = env.step(torch.tensor([action]))
         screen = _screen(obs)
         pictures.append(enlarge(screen, side=protocol.side))
@@ -139,6 +126,20 @@ def play(
             )
     env.close()
     return result
+
+
+def _make_env(game: str, seed: int, protocol: ChatProtocol) -> SimulatorVectorEnv:
+    return make_atari(
+        game=game,
+        num_envs=1,
+        seed=seed,
+        frame_skip=protocol.frame_skip,
+        frame_stack=1,
+        image_size=SCREEN,
+        grayscale=False,
+        fire_reset=False,
+        sticky_actions=protocol.sticky_actions,
+    )
 
 
 def system_message(instruction: str, action_names: Sequence[str]) -> Message:
