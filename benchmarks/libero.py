@@ -14,6 +14,9 @@ Pictures: 128 x 128, software OpenGL, of the first task of each suite as compile
 ``cheap_rendering``; frames in turn, CPU time of all threads.
 """
 
+# mujoco's functions come from a compiled module without stubs.
+# pyright: reportAttributeAccessIssue=false
+
 from __future__ import annotations
 
 import argparse
@@ -102,7 +105,8 @@ class Episodes:
         self.env, self._mujoco = env.env, mujoco
         self.model, self.data = env.sim.model._model, env.sim.data._data
         self.exact, self.fast = Stepper(env, mode="exact"), Stepper(env, mode="fast")
-        self.states = dict.fromkeys((*STEPPED, *BOUNDS), self.save())
+        start = self.save()
+        self.states: dict[str, tuple[Floats, Floats]] = {name: start for name in STEPPED}
 
     def save(self) -> tuple[Floats, Floats]:
         """MuJoCo's integration state, controller's memory."""

@@ -25,6 +25,9 @@ J_p, J_r [3, 7] are the Jacobians of the grip site, J [6, 7] both, M [7, 7] the 
 clipped to the actuators' range. Units: m, rad, s, N, N m.
 """
 
+# mujoco's functions come from a compiled module without stubs.
+# pyright: reportAttributeAccessIssue=false
+
 from __future__ import annotations
 
 from collections.abc import Sequence

@@ -1,5 +1,8 @@
 """LIBERO stepping against robosuite's own, in one environment restored from snapshots."""
 
+# mujoco's functions come from a compiled module without stubs.
+# pyright: reportAttributeAccessIssue=false
+
 from __future__ import annotations
 
 import importlib.util
@@ -222,7 +225,7 @@ def test_memory_continues_an_episode(env: Any) -> None:
     last = np.array([0.3, -0.2, 0.1, 0.0, 0.0, 0.0, 1.0])  # no rotation: needs the old goal
     stepper.step(last)
     expected = _everything(env)
-    stepper.step(np.full(7, -0.5))
+    stepper.step(np.full(7, 0.5))
     spec = mujoco.mjtState.mjSTATE_INTEGRATION
     mujoco.mj_setState(env.sim.model._model, env.sim.data._data, before, spec)
     stepper.load(memory)
