@@ -9,7 +9,13 @@ ratios within a round. Beside the speed stands how far the state is from stock's
 
 Bounds: the physics calls alone, from stock's state with its control held: ``mj_forward`` and
 ``mj_step`` in each substep, and ``mj_step1`` and ``mj_step2``.
+
+Pictures: 128 x 128, software OpenGL, of the first task of each suite as compiled and after
+``cheap_rendering``; frames in turn, CPU time of all threads.
 """
+
+# mujoco's functions come from a compiled module without stubs.
+# pyright: reportAttributeAccessIssue=false
 
 from __future__ import annotations
 
@@ -36,6 +42,7 @@ TASKS = tuple(
 SUBSTEPS = 25
 STEPPED = ("stock", "stock, no observables", "exact", "fast")
 BOUNDS = ("mj_forward + mj_step", "mj_step1 + mj_step2")
+CAMERAS = ("agentview", "robot0_eye_in_hand")
 TABLE = Path("docs/benchmarks_libero.md")
 
 Floats = NDArray[np.float64]
@@ -98,7 +105,8 @@ class Episodes:
         self.env, self._mujoco = env.env, mujoco
         self.model, self.data = env.sim.model._model, env.sim.data._data
         self.exact, self.fast = Stepper(env, mode="exact"), Stepper(env, mode="fast")
-        self.states = dict.fromkeys((*STEPPED, *BOUNDS), self.save())
+        start = self.save()
+        self.states: dict[str, tuple[Floats, Floats]] = {name: start for name in STEPPED}
 
     def save(self) -> tuple[Floats, Floats]:
         """MuJoCo's integration state, controller's memory."""
@@ -182,6 +190,69 @@ def measure(suite: str, index: int, assets: Path, rounds: int, steps: int) -> Re
     return Result(suite, task, rates, equal, distance, rounds * steps, os.getloadavg()[0])
 
 
+@dataclass(frozen=True)
+class Pictures:
+    """One task and camera: CPU milliseconds per frame, triangles, mean difference of a pixel."""
+
+    suite: str
+    camera: str
+    stock: float
+    cheap: float
+    stock_triangles: int
+    triangles: int
+    difference: float
+
+
+def measure_pictures(suite: str, index: int, assets: Path, rounds: int) -> list[Pictures]:
+    """Frames of one task, as compiled and after ``cheap_rendering``, in turn."""
+    os.environ.setdefault("MUJOCO_GL", "egl")  # read when mujoco is imported
+    env = build(suite, index, assets)
+    import mujoco
+
+    from embodied_rl.envs.libero.stepping import cheap_rendering
+
+    model, data = env.sim.model._model, env.sim.data._data
+    options = mujoco.MjvOption()
+    options.geomgroup[:] = [0, 1, 0, 0, 0, 0]  # what is seen, not what collides
+    stock = mujoco.Renderer(model, 128, 128)  # keeps its own copy of the meshes
+    stock_triangles = int(model.mesh_facenum.sum())
+    cheap_rendering(model)
+    renderers = (stock, mujoco.Renderer(model, 128, 128))
+    results = []
+    for camera in CAMERAS:
+        times: tuple[list[float], list[float]] = ([], [])
+        frames = [np.zeros((128, 128, 3))] * 2
+        for _ in range(rounds + 1):
+            for i, renderer in enumerate(renderers):
+                renderer.update_scene(data, camera, options)
+                start = time.process_time()
+                frames[i] = renderer.render().astype(np.float64)
+                times[i].append((time.process_time() - start) * 1e3)
+        before, after = (statistics.median(t[1:]) for t in times)  # the first frame warms up
+        difference = float(np.abs(frames[0] - frames[1]).mean())
+        triangles = int(model.mesh_facenum.sum())
+        results.append(
+            Pictures(suite, camera, before, after, stock_triangles, triangles, difference)
+        )
+    return results
+
+
+def picture_table(results: Sequence[Pictures]) -> list[str]:
+    """Markdown rows, one per task and camera."""
+    lines = [
+        "| suite, camera | stock ms | cheap ms | ratio | triangles | cheap triangles | "
+        "mean difference of a pixel (of 255) |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    lines += [
+        f"| {r.suite}, {r.camera} | {r.stock:.1f} | {r.cheap:.1f} | {r.stock / r.cheap:.2f} | "
+        f"{r.stock_triangles:,} | {r.triangles:,} | {r.difference:.1f} |"
+        for r in results
+    ]
+    ratio = statistics.median(r.stock / r.cheap for r in results)
+    return [*lines, f"| median | | | **{ratio:.2f}** | | | |"]
+
+
 def ratio(result: Result, name: str, base: str) -> float:
     """Median over rounds of rate(name) / rate(base)."""
     pairs = zip(result.rates[name], result.rates[base], strict=True)
@@ -215,17 +286,29 @@ def table(results: Sequence[Result]) -> list[str]:
     return lines
 
 
+def _picture_worker(arguments: tuple[str, int, Path, int]) -> list[Pictures]:
+    return measure_pictures(*arguments)
+
+
+def run_pictures(tasks: Sequence[tuple[str, int]], rounds: int) -> list[Pictures]:
+    """The first task of each suite, in a process of its own."""
+    assets = Path(os.environ[ASSETS]).resolve()
+    jobs = [(suite, index, assets, rounds) for suite, index in tasks if index == 0]
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return [result for results in pool.imap(_picture_worker, jobs) for result in results]
+
+
 def _worker(arguments: tuple[str, int, Path, int, int]) -> Result:
     return measure(*arguments)
 
 
 def run(tasks: Sequence[tuple[str, int]], workers: int, rounds: int, steps: int) -> list[Result]:
-    """Every task, ``workers`` at a time, each in a process of its own."""
+    """Every task, ``workers`` at a time, each in one of so many processes."""
     assets = Path(os.environ[ASSETS]).resolve()
     jobs = [(suite, index, assets, rounds, steps) for suite, index in tasks]
     context = multiprocessing.get_context("spawn")
     results = []
-    with context.Pool(workers, maxtasksperchild=1) as pool:
+    with context.Pool(workers) as pool:
         for result in pool.imap(_worker, jobs, chunksize=1):
             print(json.dumps(asdict(result)), flush=True)
             results.append(result)
@@ -255,6 +338,8 @@ def main() -> None:
             "",
         ]
         options.out.write_text("\n".join(lines))
+    lines += ["## Pictures", "", *picture_table(run_pictures(TASKS, options.rounds)), ""]
+    options.out.write_text("\n".join(lines))
 
 
 if __name__ == "__main__":

@@ -25,6 +25,9 @@ J_p, J_r [3, 7] are the Jacobians of the grip site, J [6, 7] both, M [7, 7] the 
 clipped to the actuators' range. Units: m, rad, s, N, N m.
 """
 
+# mujoco's functions come from a compiled module without stubs.
+# pyright: reportAttributeAccessIssue=false
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -44,6 +47,9 @@ NULLSPACE_KP = 10.0
 """Stiffness of the null-space task (1/s^2), robosuite's default."""
 SINGULAR = 1e-12
 """A Cholesky pivot below this share of its diagonal element counts as a singular direction."""
+
+VELOCITY_STAGE = mujoco.mjtStage.mjSTAGE_VEL.value
+"""For ``mj_forwardSkip``: positions and velocities are there."""
 
 Floats = NDArray[np.float64]
 
@@ -124,10 +130,10 @@ class Stepper:
         for index in range(self._substeps):
             # Stock's two mj_forward, as far as they are not redundant.
             mujoco.mj_step1(model, data)
-            mujoco.mj_forwardSkip(model, data, mujoco.mjtStage.mjSTAGE_VEL.value, index > 0)
+            mujoco.mj_forwardSkip(model, data, VELOCITY_STAGE, index > 0)
             if index == 0:
                 # Stock itself: it sets the goal, reads force sensors into the robot's buffers, and
-                # after a reset it works on the pose that its controller saw last.
+                # after a reset and ``set_init_state`` works on the pose of the reset.
                 self._env._pre_action(action, policy_step=True)
                 arm.begin(action)
             else:
@@ -141,10 +147,14 @@ class Stepper:
     def _advance_fast(self, arm: _Arm, action: Floats, samples: Sequence[int]) -> None:
         for index in range(self._substeps):
             mujoco.mj_step1(arm.model, arm.data)
-            if index == 0:
-                arm.set_goal(action)
+            if index == 0 and not arm.controller.new_update:
+                self._env._pre_action(action, policy_step=True)  # see `_advance_exact`
                 arm.begin(action)
-            _fast_control(arm)
+            else:
+                if index == 0:
+                    arm.set_goal(action)
+                    arm.begin(action)
+                _fast_control(arm)
             mujoco.mj_step2(arm.model, arm.data)
             if index in samples:
                 _sample_observables(self._env)
@@ -230,16 +240,11 @@ class _Arm:
         )
 
     def set_goal(self, action: Floats) -> None:
-        """New goal pose, by stock's own function.
-
-        Displacements count from the present pose; in the first step after a reset from the one
-        that the controller saw last, as in stock (which matters after ``set_init_state``).
-        """
+        """New goal pose from the present one, by stock's own function."""
         controller = self.controller
-        if controller.new_update:
-            controller.ee_pos = self.site_pos.copy()
-            controller.ee_ori_mat = self.site_mat.reshape(3, 3).copy()
-            controller.new_update = False
+        controller.ee_pos = self.site_pos.copy()
+        controller.ee_ori_mat = self.site_mat.reshape(3, 3).copy()
+        controller.new_update = False  # keeps it from calling mj_forward
         controller.set_goal(action[:-1])
 
     def begin(self, action: Floats) -> None:
@@ -547,6 +552,38 @@ def fast(env: Any) -> Stepper:
     return Stepper(env, mode="fast")
 
 
-def cheap_rendering(model: mujoco.MjModel) -> None:
-    """Turns multisampling off, before a rendering context is made: about twice the frames/s."""
+def cheap_rendering(model: mujoco.MjModel, *, resolution: int = 48) -> None:
+    """Makes pictures of ``model`` cheaper, in place, before its renderer is made.
+
+    No multisampling, and meshes with fewer triangles: vertices that share a cell of a grid over
+    the mesh become one, and triangles that collapse are dropped (J. Rossignac and P. Borrel,
+    "Multi-resolution 3D approximations for rendering complex scenes", 1993). Physics keeps every
+    bit: contacts come from vertices and convex hulls, which stay.
+
+    Args:
+        model: compiled model.
+        resolution: cells along the longest side of a mesh.
+    """
     model.vis.quality.offsamples = 0
+    for mesh in range(model.nmesh):
+        _merge_vertices(model, mesh, resolution)
+
+
+def _merge_vertices(model: mujoco.MjModel, mesh: int, resolution: int) -> None:
+    first, count = model.mesh_vertadr[mesh], model.mesh_vertnum[mesh]
+    vertices = model.mesh_vert[first : first + count]
+    cell = np.ptp(vertices, axis=0).max() / resolution
+    cells = ((vertices - vertices.min(axis=0)) / cell).astype(np.int64)
+    _, chosen, group = np.unique(cells, axis=0, return_index=True, return_inverse=True)
+    start, total = model.mesh_faceadr[mesh], model.mesh_facenum[mesh]
+    faces = chosen[group.ravel()][model.mesh_face[start : start + total]]
+    a, b, c = faces.T
+    kept = np.flatnonzero((a != b) & (b != c) & (c != a))
+    _, unique = np.unique(faces[kept], axis=0, return_index=True)
+    kept = kept[np.sort(unique)]
+    end = start + len(kept)
+    model.mesh_face[start:end] = faces[kept]
+    # The corners keep their normals and texture coordinates.
+    for corners in (model.mesh_facenormal, model.mesh_facetexcoord):
+        corners[start:end] = corners[start + kept]
+    model.mesh_facenum[mesh] = len(kept)
