@@ -90,7 +90,11 @@ class StockStepper:
         self._gripper.current_action = memory[9:].copy()
 
 
-STEPPERS = {"stock": "embodied_rl.envs.libero.control:StockStepper"}
+STEPPERS = {
+    "stock": "embodied_rl.envs.libero.control:StockStepper",
+    "exact": "embodied_rl.envs.libero.stepping:exact",
+    "fast": "embodied_rl.envs.libero.stepping:fast",
+}
 """Stepping modes, as ``"module:attribute"``."""
 
 
