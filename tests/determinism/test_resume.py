@@ -7,15 +7,17 @@ import pytest
 import torch
 
 from embodied_rl import checkpoint
+from embodied_rl.build import load_policy
 from embodied_rl.config import (
     CheckpointConfig,
+    ConfigError,
     EnvConfig,
     ImitationConfig,
     TrainConfig,
     component,
 )
 from embodied_rl.flow import FlowConfig
-from embodied_rl.trainer import train
+from embodied_rl.trainer import open_session, train
 
 
 def reach_config(tmp_path, **changes):
@@ -82,6 +84,14 @@ VARIANTS = {
     "vas": {"sampler": component("samplers", "vas_mixed", refresh_every=2, refresh_trials=2)},
     "ladder": {"sampler": component("samplers", "difficulty_ladder")},
     "normalised": {"num_steps": 5, "normalize_rewards": True, "normalize_values": True},
+    "annealed": {
+        "policy": component(
+            "policies",
+            "flow_mlp",
+            flow=FlowConfig(num_denoise_steps=2, noise_level=0.5, anneal_to=0.2),
+            hidden_dims=(16,),
+        )
+    },
 }
 
 
@@ -157,3 +167,23 @@ def test_another_seed_is_another_run(tmp_path):
     a = checkpoint.load(checkpoints(first)[-1])["policy"]
     b = checkpoint.load(checkpoints(second)[-1])["policy"]
     assert any(not torch.equal(a[name], b[name]) for name in a)
+
+
+def test_annealed_noise_shrinks_over_a_run_and_is_found_again_in_its_checkpoint(tmp_path):
+    config = reach_config(tmp_path, **VARIANTS["annealed"])
+    folder = train(config, folder=tmp_path / "run", final=False)
+    levels = [load_policy(path)[0].flow.noise_level for path in checkpoints(folder)]
+    assert levels == sorted(levels, reverse=True)
+    assert levels[0] > 0.3 and levels[-1] == pytest.approx(0.1)
+
+
+def test_a_run_may_start_from_the_weights_of_another(tmp_path):
+    config = reach_config(tmp_path, total_env_steps=100)
+    first = train(config, folder=tmp_path / "first", final=False)
+    follower = dataclasses.replace(config, seed=5, init_from=str(first))
+    session = open_session(follower, tmp_path / "second")
+    weights = checkpoint.load(checkpoints(first)[-1])["policy"]
+    assert_equal_trees(session.policy.state_dict(), weights)
+    wider = dataclasses.replace(follower, policy=config.policy.replace(hidden_dims=(17,)))
+    with pytest.raises(ConfigError, match="holds another policy"):
+        open_session(wider, tmp_path / "third")
