@@ -61,7 +61,7 @@ def build_env(
         max_episode_steps=config.max_episode_steps or None,
         autoreset=autoreset,
         group_size=group_size or config.group_size,
-        device=device,
+        device=str(device),  # as the option is written, so that "cpu" is its default
         num_threads=config.num_threads or None,
         episode_seeds=episode_seeds,
         **{**config.simulator.options, **(options or {})},
