@@ -21,8 +21,9 @@ from embodied_rl.dataset import DatasetWriter, chunked_actions, load_dataset
 from embodied_rl.evaluate import FIXED_STARTS
 from embodied_rl.instructions import embed_instructions
 from embodied_rl.registry import registry
+from embodied_rl.rollout import start
 from embodied_rl.seeding import derive_seed, torch_generator
-from embodied_rl.types import TensorDict
+from embodied_rl.types import TensorDict, VectorEnv
 
 FPS = {"libero": 20, "maniskill": 20, "metaworld": 80}
 """Control steps per second by simulator (Meta-World: 5 physics steps of 2.5 ms, ManiSkill: 5 of
@@ -83,30 +84,41 @@ def collect_dataset(
         ConfigError: no expert for this simulator, or one that fails too often.
     """
     writer = DatasetWriter(output, fps=FPS.get(config.env.simulator.name, 30))
-    probe = build_env(config.env, seed=0, autoreset=False, num_envs=1, group_size=1)
-    names, texts = probe.task_names, probe.instructions
-    probe.close()
-    act = _actor(config, names, policy_run)
-    played = 0
-    for task_id, name in enumerate(names):
-        seeds = _seeds(config, name, 10 * episodes_per_task + 20)
-        done = set(writer.seeds)
-        wanted = episodes_per_task - len(done.intersection(seeds))
-        queue = [seed for seed in seeds if seed not in done]
-        while wanted > 0:
-            batch, queue = queue[: min(wanted, BATCH)], queue[min(wanted, BATCH) :]
-            if not batch:
-                raise ConfigError(
-                    f"{wanted} of {episodes_per_task} episodes of {name} are missing after "
-                    f"{len(seeds)} attempts: collect with --all, or with --policy RUN"
-                )
-            episodes = _play(config, act, task_id=task_id, seeds=batch, action_noise=action_noise)
-            played += len(batch)
-            for seed, (obs, rest) in zip(batch, episodes, strict=True):
-                if only_successes and not bool(rest["success"].any()):
-                    continue
-                writer.add_episode(obs, **rest, task=texts[task_id], seed=seed)
-                wanted -= 1
+    rows = max(1, min(episodes_per_task, BATCH))
+    # One environment for the whole collection: starting simulators may take longer than episodes.
+    env = build_env(
+        replace(config.env, max_episode_steps=0),  # an expert may take longer than a policy may
+        seed=0,
+        autoreset=False,
+        num_envs=rows,
+        group_size=1,
+        chunk_length=1,
+        normalize=False,
+    )
+    try:
+        act = _actor(config, env.task_names, policy_run)
+        played = 0
+        for task_id, name in enumerate(env.task_names):
+            seeds = _seeds(config, name, 10 * episodes_per_task + 20)
+            done = set(writer.seeds)
+            wanted = episodes_per_task - len(done.intersection(seeds))
+            queue = [seed for seed in seeds if seed not in done]
+            while wanted > 0:
+                batch, queue = queue[:rows], queue[rows:]
+                if len(batch) < rows:
+                    raise ConfigError(
+                        f"{wanted} of {episodes_per_task} episodes of {name} are missing after "
+                        f"{len(seeds)} attempts: collect with --all, or with --policy RUN"
+                    )
+                episodes = _play(env, act, task_id=task_id, seeds=batch, action_noise=action_noise)
+                played += rows
+                for seed, (obs, rest) in zip(batch, episodes, strict=True):
+                    if wanted == 0 or (only_successes and not bool(rest["success"].any())):
+                        continue
+                    writer.add_episode(obs, **rest, task=env.instructions[task_id], seed=seed)
+                    wanted -= 1
+    finally:
+        env.close()
     return (
         f"{writer.num_episodes} episodes, {writer.num_frames} frames in {output} "
         f"({played} played now)"
@@ -147,24 +159,14 @@ def _actor(config: TrainConfig, task_names: tuple[str, ...], policy_run: str) ->
 
 
 def _play(
-    config: TrainConfig, act: Act, *, task_id: int, seeds: list[int], action_noise: float
+    env: VectorEnv, act: Act, *, task_id: int, seeds: list[int], action_noise: float
 ) -> list[tuple[TensorDict, TensorDict]]:
     """One episode per seed: (obs, {actions, rewards, success}), each leading with its length.
 
     A chunk is executed step by step, so that every frame has its own observation.
     """
     rows = len(seeds)
-    env = build_env(
-        replace(config.env, max_episode_steps=0),  # an expert may take longer than a policy may
-        seed=0,
-        autoreset=False,
-        num_envs=rows,
-        group_size=1,
-        chunk_length=1,
-        episode_seeds=seeds,
-        normalize=False,
-    )
-    obs, _ = env.reset(options={"task_ids": torch.full((rows,), task_id)})
+    obs = start(env, task_ids=torch.full((rows,), task_id), episode_seeds=torch.tensor(seeds)).obs
     running = torch.ones(rows, dtype=torch.bool)
     lengths = torch.zeros(rows, dtype=torch.int64)
     generators = [torch_generator(seed, "action_noise") for seed in seeds]
@@ -188,7 +190,6 @@ def _play(
         lengths += running.long()
         running &= ~(terminated | truncated)
         obs = following
-    env.close()
     return [_episode(steps[:length], row) for row, length in enumerate(lengths.tolist())]
 
 

@@ -1,15 +1,15 @@
 """Honest evaluation: one policy on a manifest of (task, seed) pairs, in fresh environments.
 
 A manifest is a pure function of (tasks, number of episodes, split). ``tune`` and ``test`` seeds lie
-in disjoint ranges that training never draws from, every environment instance plays exactly one
-episode, and greedy and sampled actions see the same initial states.
+in disjoint ranges that training never draws from, every episode starts from its own seed in
+environments that training never touches, and greedy and sampled actions see the same initial ones.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -116,26 +116,21 @@ def evaluate(
     device = policy_device(policy)
     results: list[dict[str, torch.Tensor]] = []
     digest, by_task = hashlib.sha256(), {task: hashlib.sha256() for task in manifest.tasks}
-    for start in range(0, len(manifest.seeds), BLOCK):
-        seeds = manifest.seeds[start : start + BLOCK]
-        env = _fresh_env(env_config, manifest, start, len(seeds), normalizer, device)
-        try:
-            cursor = rollout.start(env, task_ids=_task_ids(env, manifest, start, len(seeds)))
-            for name in sorted(cursor.obs):
-                values = cursor.obs[name].cpu()
-                digest.update(values.contiguous().numpy().tobytes())
-                for row, task in enumerate(manifest.tasks[start : start + len(seeds)]):
-                    by_task[task].update(values[row].contiguous().numpy().tobytes())
-            generator = torch_generator(0, "evaluate", manifest.split, start, device=device)
-            results.append(
-                play_episodes(
-                    env, policy, cursor, deterministic=mode == "greedy", generator=generator
-                )
-            )
-        finally:
-            env.close()
+    for start, env in _blocks(env_config, manifest, normalizer, device):
+        tasks = manifest.tasks[start : start + env.num_envs]
+        seeds = torch.tensor(manifest.seeds[start : start + env.num_envs])
+        cursor = rollout.start(env, task_ids=_task_ids(env, tasks), episode_seeds=seeds)
+        for name in sorted(cursor.obs):
+            values = cursor.obs[name].cpu()
+            digest.update(values.contiguous().numpy().tobytes())
+            for row, task in enumerate(tasks):
+                by_task[task].update(values[row].contiguous().numpy().tobytes())
+        generator = torch_generator(0, "evaluate", manifest.split, start, device=device)
+        results.append(
+            play_episodes(env, policy, cursor, deterministic=mode == "greedy", generator=generator)
+        )
         if on_batch is not None:
-            on_batch(len(seeds))
+            on_batch(len(tasks))
     merged = {name: torch.cat([r[name] for r in results]) for name in results[0]}
     record = _record(merged, manifest, mode, fingerprint(env_config, digest.hexdigest()))
     for task, initial in by_task.items():
@@ -198,22 +193,40 @@ def fingerprint(env_config: EnvConfig, initial_obs_hash: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _fresh_env(
+def _blocks(
     config: EnvConfig,
     manifest: Manifest,
-    start: int,
-    count: int,
     normalizer: dict[str, Any] | None,
     device: torch.device,
+) -> Iterator[tuple[int, VectorEnv]]:
+    """(first episode, environment) of every block.
+
+    Blocks of one size share an environment: starting simulators may take longer than a block.
+    """
+    env: VectorEnv | None = None
+    try:
+        for start in range(0, len(manifest.seeds), BLOCK):
+            count = min(BLOCK, len(manifest.seeds) - start)
+            if env is None or env.num_envs != count:
+                if env is not None:
+                    env.close()
+                env = _make_env(config, count, normalizer, device)
+            yield start, env
+    finally:
+        if env is not None:
+            env.close()
+
+
+def _make_env(
+    config: EnvConfig, count: int, normalizer: dict[str, Any] | None, device: torch.device
 ) -> VectorEnv:
     env = build_env(
         config,
-        seed=derive_seed(0, "evaluate", manifest.split, start),
+        seed=0,
         autoreset=False,
         num_envs=count,
         group_size=1,
         device=device,
-        episode_seeds=manifest.seeds[start : start + count],
         normalize=normalizer is not None,
     )
     if normalizer is not None:
@@ -225,9 +238,9 @@ def _fresh_env(
     return env
 
 
-def _task_ids(env: VectorEnv, manifest: Manifest, start: int, count: int) -> torch.Tensor:
+def _task_ids(env: VectorEnv, tasks: Sequence[str]) -> torch.Tensor:
     index = {name: task_id for task_id, name in enumerate(env.task_names)}
-    return torch.tensor([index[name] for name in manifest.tasks[start : start + count]])
+    return torch.tensor([index[name] for name in tasks])
 
 
 def _record(

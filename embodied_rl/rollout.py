@@ -50,10 +50,12 @@ class Cursor:
     dropped_episodes: int = 0
 
 
-def start(env: VectorEnv, *, task_ids: Tensor | None = None) -> Cursor:
-    """Reset every row (to ``task_ids`` [N] if given) and return a fresh cursor."""
-    options = None if task_ids is None else {"task_ids": task_ids}
-    obs, _ = env.reset(options=options)
+def start(
+    env: VectorEnv, *, task_ids: Tensor | None = None, episode_seeds: Tensor | None = None
+) -> Cursor:
+    """Reset every row (to ``task_ids`` [N] and ``episode_seeds`` [N] if given); a fresh cursor."""
+    options = {"task_ids": task_ids, "episode_seeds": episode_seeds}
+    obs, _ = env.reset(options={k: v for k, v in options.items() if v is not None})
     episode_ids = torch.arange(env.num_envs, device=env.device)
     return Cursor(obs=obs, episode_ids=episode_ids, next_episode_id=env.num_envs)
 

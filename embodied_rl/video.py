@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from embodied_rl.config import EnvConfig
+from embodied_rl.config import EnvConfig, evaluation_env
 from embodied_rl.doctor import gl_backend
 from embodied_rl.envs.base import Renderer
 from embodied_rl.envs.wrappers import NormalizeObservation
@@ -157,13 +157,16 @@ def film_run(
     _import_av()
     named = run / "checkpoints" / checkpoint
     policy, config, state = load_policy(named if named.is_dir() else run / checkpoint)
-    _choose_gl(required=config.env.simulator.name in NEEDS_GL)
-    metaworld = config.env.simulator.name == "metaworld"
+    simulator = config.env.simulator.name
+    _choose_gl(required=simulator in NEEDS_GL)
+    metaworld = simulator == "metaworld"
     if metaworld and state["normalizer"] is not None:
         raise VideoError(
             "films of metaworld are made of policies without running observation statistics"
         )
-    manifest = make_manifest(state["task_names"], episodes=episodes, split="test")
+    manifest = make_manifest(
+        state["task_names"], episodes=episodes, split="test", simulator=simulator
+    )
     frames: list[np.ndarray] = []
     captions: list[str] = []
     progress = Progress()
@@ -173,7 +176,7 @@ def film_run(
             pictures, texts = _film_episode(policy, config.env, task, seed, state["task_names"])
         else:
             pictures, texts = film_episode(
-                policy, config.env, task, seed, normalizer=state["normalizer"]
+                policy, evaluation_env(config), task, seed, normalizer=state["normalizer"]
             )
         frames += pictures
         captions += texts

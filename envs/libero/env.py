@@ -34,7 +34,7 @@ def make(
     evaluation_states: tuple[int, int] = (0, 49),
     images: Sequence[str] = (),
     image_size: int = 128,
-    stepping: str = "stock",
+    stepping: str = "exact",
     settle_steps: int = 10,
     terminate_on_success: bool = True,
     episode_seeds: Sequence[int] | None = None,
@@ -60,7 +60,8 @@ def make(
         images: ``"agentview"`` and/or ``"wrist"``: uint8 [3, size, size], upright; with them comes
             the robot's part of ``state`` as ``robot`` [27].
         image_size: pixels.
-        stepping: a mode of ``control.STEPPERS``; ``"stock"`` is robosuite's.
+        stepping: ``"exact"`` (equal to robosuite's bit for bit), ``"fast"`` (nearly equal) or
+            ``"stock"`` (robosuite's own loop, slow).
         settle_steps: control steps without motion before the first action.
         terminate_on_success: success ends an episode.
         episode_seeds: [N] seeds of the rows' episodes instead of derived ones.

@@ -58,7 +58,7 @@ class LiberoRow:
         evaluation_states: tuple[int, int] = (0, 49),
         images: Sequence[str] = (),
         image_size: int = 128,
-        stepping: str = "stock",
+        stepping: str = "exact",
         settle_steps: int = 10,
         cached_tasks: int = 10,
     ) -> None:

@@ -87,3 +87,20 @@ def test_evaluation_leaves_global_random_state_alone(policy):
     before = torch.random.get_rng_state()
     play(policy, mode="sampled")
     assert torch.equal(before, torch.random.get_rng_state())
+
+
+def test_blocks_of_one_size_share_an_environment_and_play_what_a_fresh_one_would(
+    policy, monkeypatch
+):
+    made = []
+
+    def counted(*args, **options):
+        made.append(options["num_envs"])
+        return build_env(*args, **options)
+
+    monkeypatch.setattr("embodied_rl.evaluate.build_env", counted)
+    whole = play(policy, episodes=50)
+    monkeypatch.setattr("embodied_rl.evaluate.BLOCK", 20)
+    parts = play(policy, episodes=50)
+    assert made == [50, 20, 10]
+    assert parts == whole  # lengths, returns, and a hash of every first observation among them

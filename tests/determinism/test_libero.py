@@ -19,6 +19,7 @@ if not os.environ.get("EMBODIED_RL_LIBERO_ASSETS"):
     )
 
 from embodied_rl.envs.libero.assets import assets_folder, import_libero
+from embodied_rl.envs.libero.expert import expert_action
 from embodied_rl.envs.libero.row import LiberoRow
 from embodied_rl.envs.libero.simulation import TaskCache
 
@@ -83,6 +84,41 @@ def test_an_episode_is_that_of_robosuite_itself():
         stock.step(action)
     theirs = stock.get_sim_state()
     assert np.array_equal(row.save()[1][: theirs.size], theirs)
+
+
+@pytest.mark.parametrize(
+    "suite",
+    [s if s == "libero_object" else pytest.param(s, marks=pytest.mark.slow) for s in SUITES],
+)
+def test_exact_stepping_is_stock_through_an_episode_another_task_and_back(suite):
+    pairs = expand_tasks([f"{suite}/4", f"{suite}/7"])
+    stock, exact = make_row(*pairs, stepping="stock"), make_row(*pairs)
+    neighbour = make_row(*pairs)  # uses the same built tasks between the steps of ``exact``
+    neighbour.reset(task_id=1, seed=9)
+
+    def both(command):
+        a, b = command(stock), command(exact)
+        assert all(np.array_equal(a[name], b[name]) for name in a)
+        for x, y in zip(stock.save(), exact.save(), strict=True):
+            assert np.array_equal(x, y)
+        return a
+
+    def step(action):
+        neighbour.step(-action)
+        return both(lambda row: row.step(action).obs)
+
+    both(lambda row: row.reset(task_id=0, seed=3))
+    for action in random_actions():
+        step(action)
+    saved = stock.save()
+    obs = both(lambda row: row.reset(task_id=1, seed=5))
+    for _ in range(40):
+        obs = step(expert_action(obs["state"].astype(np.float64), exact.task_names[1]))
+    both(lambda row: row.load(saved))
+    for action in random_actions(seed=1):
+        step(action)
+    both(lambda row: row.reset(task_id=0, seed=3))
+    step(random_actions()[0])
 
 
 def test_seeds_choose_among_the_initial_states_asked_for():
