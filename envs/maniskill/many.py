@@ -31,6 +31,7 @@ import sapien  # noqa: E402 (after what stands in for graphics)
 from mani_skill.agents.controllers.utils.kinematics import Kinematics  # noqa: E402
 from mani_skill.envs import sapien_env  # noqa: E402
 from mani_skill.envs.scene import ManiSkillScene  # noqa: E402
+from mani_skill.envs.utils.randomization.batched_rng import BatchedRNG  # noqa: E402
 from mani_skill.utils import sapien_utils  # noqa: E402
 from mani_skill.utils.structs import Actor, Articulation, ArticulationJoint, Link, Pose  # noqa: E402
 from mani_skill.utils.structs.base import (  # noqa: E402
@@ -70,6 +71,7 @@ class ManyScene(ManiSkillScene):
         self.px: Any = _Systems([scene.physx_system for scene in sub_scenes])
         self.active = list(range(len(sub_scenes)))
         self._read: dict[tuple[int, str], Any] = {}
+        self._owed = 0
 
     @property
     def _reset_mask(self) -> Tensor:
@@ -98,13 +100,25 @@ class ManyScene(ManiSkillScene):
         return self.active if self._held is None else self._held.nonzero()[:, 0].tolist()
 
     def step(self) -> None:
-        """One physics step of the active rows."""
-        self._read.clear()
-        for row in self.active:
-            self.px.systems[row].step()
+        """One physics step of the active rows, done when something is read or written.
+
+        Steps that are owed are done row after row: one scene fits into the cache, N do not.
+        """
+        self._owed += 1
+
+    def settle(self) -> None:
+        """Do the physics steps that are owed."""
+        if self._owed:
+            self._read.clear()
+            for row in self.active:
+                step = self.px.systems[row].step
+                for _ in range(self._owed):
+                    step()
+            self._owed = 0
 
     def read(self, struct: Any, name: str, reader: Callable[[], Any]) -> Tensor:
         """A new tensor of what ``reader`` gives, which is asked once between two changes."""
+        self.settle()
         key = (id(struct), name)
         if key not in self._read:
             # The struct is kept too, so that its id names no other.
@@ -113,12 +127,14 @@ class ManyScene(ManiSkillScene):
 
     def written(self, struct: Any) -> list[int]:
         """Indices of the ``_objs`` of ``struct`` that a write is for."""
+        self.settle()
         self._read.clear()
         mask = self._reset_mask.tolist()
         return [i for i, row in enumerate(struct._scene_idxs.tolist()) if mask[row]]
 
     def contacts(self) -> list[Any]:
         """Contacts of every row, asked once between two changes."""
+        self.settle()
         key = (id(self), "contacts")
         if key not in self._read:
             self._read[key] = ([system.get_contacts() for system in self.px.systems], self)
@@ -190,6 +206,7 @@ def _drive(method: str) -> Callable[..., None]:
     """Set drive targets or velocities [N, D] of ``joints`` in the active rows."""
 
     def put(robot: Any, targets: Tensor, joints: Any = None, joint_indices: Any = None) -> None:
+        robot.scene.settle()
         rows = targets.tolist()
         if len(rows) == 1:
             rows *= robot._num_objs
@@ -327,6 +344,24 @@ class _ManyRows:
             scenes, sim_config=self.sim_config, device=self.device, backend=self.backend
         )
         self.scene.px.timestep = 1.0 / self._sim_freq
+
+    def _step_action(self: Any, action: Any) -> Any:
+        taken = super()._step_action(action)  # pyright: ignore
+        self.scene.settle()
+        return taken
+
+    def _set_main_rng(self: Any, seed: Any) -> None:
+        if not self.quiet:
+            super()._set_main_rng(seed)  # pyright: ignore
+
+    def _set_episode_rng(self: Any, seed: Any, env_idx: Tensor) -> None:
+        if not self.quiet:
+            super()._set_episode_rng(seed, env_idx)  # pyright: ignore
+            return
+        # One generator for one row, as with one scene; to make N takes longer than all the rest.
+        self._episode_seed = np.asarray(seed)
+        self._episode_rng = np.random.RandomState(seed[0])
+        self._batched_episode_rng = BatchedRNG.from_rngs([self._episode_rng] * self.num_envs)
 
     def get_info(self: Any) -> dict[str, Any]:
         return {} if self.quiet else super().get_info()  # pyright: ignore
