@@ -23,6 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from embodied_rl.envs.base import IntArray
 from embodied_rl.envs.maniskill.headless import import_maniskill
 
 import_maniskill()
@@ -87,8 +88,7 @@ class ManyScene(ManiSkillScene):
 
         (It clears the mask of a partial reset before it resets the controllers.)
         """
-        self._held = torch.zeros(len(self.sub_scenes), dtype=torch.bool)
-        self._held[row] = True
+        self._held = torch.arange(len(self.sub_scenes)) == row
         try:
             yield
         finally:
@@ -183,11 +183,13 @@ def _rows(value: Any, count: int, width: int) -> np.ndarray:
     return np.broadcast_to(value.reshape(-1, width), (count, width))
 
 
-def _getter(name: str, of: str = "_objs", *, start: int = 0) -> Callable[[Any], Tensor]:
+def _getter(name: str, of: str = "_objs") -> Callable[[Any], Tensor]:
     """The attribute ``name`` of all that ``of`` holds, one row each."""
 
     def get(struct: Any) -> Tensor:
-        return struct.scene.read(struct, name, lambda: [getattr(x, name) for x in getattr(struct, of)])
+        return struct.scene.read(
+            struct, name, lambda: [getattr(x, name) for x in getattr(struct, of)]
+        )
 
     return get
 
@@ -217,9 +219,7 @@ def _drive(method: str) -> Callable[..., None]:
     return put
 
 
-def _inverse_kinematics(
-    solver: Any, pose: Pose, q0: Tensor, *_: Any, **__: Any
-) -> Tensor:
+def _inverse_kinematics(solver: Any, pose: Pose, q0: Tensor, *_: Any, **__: Any) -> Tensor:
     """Joint positions [N, D] at which the hand is at ``pose`` [N]; where there are none, ``q0``."""
     found = q0[:, solver.active_joint_indices].clone()
     start = q0[:, solver.pmodel_active_joint_indices].numpy()
@@ -292,9 +292,7 @@ def _teach_structs() -> None:
     _method(Articulation, "set_joint_drive_velocity_targets", _drive("set_drive_velocity_target"))
     _method(Articulation, "get_net_contact_impulses", _link_impulses)
     _method(base, "get_net_contact_impulses", _body_impulses)
-    _method(
-        Articulation, "get_link_incoming_joint_forces", _getter("link_incoming_joint_forces")
-    )
+    _method(Articulation, "get_link_incoming_joint_forces", _getter("link_incoming_joint_forces"))
     _method(Kinematics, "compute_ik", _inverse_kinematics, scene=lambda x: x.articulation.scene)
 
 
@@ -387,7 +385,7 @@ def many(task: type) -> Callable[..., Any]:
 
 
 @contextlib.contextmanager
-def kept(env: Any, rows: Sequence[int]) -> Iterator[None]:
+def kept(env: Any, rows: IntArray) -> Iterator[None]:
     """Restore ``rows`` of every tensor [N, ...] that the task and its controllers hold."""
     saved = {key: tensor[rows].clone() for key, tensor in _tensors(env).items()}
     yield

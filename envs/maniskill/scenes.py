@@ -2,8 +2,8 @@
 
 ManiSkill works on torch tensors with a leading axis even for a single scene. ``Scenes`` is the
 border: it makes the environment, turns its nested observation into named leaves, and its success,
-failure and reward into arrays. On the CPU backend N is 1; ``physx_cuda`` takes any N, through the
-same lines.
+failure and reward into arrays. ``physx_cuda`` takes any N, and so does ``physx_cpu`` with ``many``,
+through the same lines.
 
 An episode is started by ``reset(seed)`` of its row alone, so that its start does not depend on
 which other rows were reset with it (ManiSkill draws the starts of a joint reset from the seed of
@@ -94,7 +94,7 @@ class Scenes:
     Args:
         task: id such as ``"PickCube-v1"``.
         options: observations, control and reward.
-        num_envs: N; more than 1 needs ``sim_backend="physx_cuda"``.
+        num_envs: N; on the CPU more than 1 needs a task of ``TOGETHER``.
         sim_backend: ``"physx_cpu"`` or ``"physx_cuda"``.
 
     Raises:
@@ -168,7 +168,7 @@ class Scenes:
             rows: those to step (None: all); on the CPU the others stand still, on a GPU they
                 are stepped too.
         """
-        if not self._many or rows is None:
+        if not self._many or rows is None or rows.size == self.num_envs:
             return self._step(actions)
         from embodied_rl.envs.maniskill.many import kept
 
