@@ -1,12 +1,14 @@
 """ManiSkill 3 as a ``VectorEnv``: 74 tasks of arms, hands and walkers (S. Tao et al., 2024).
 
-On a CPU every row is an environment of its own in a worker process; with an NVIDIA GPU all rows are
-one batch. An episode ends with success or failure (``terminated``) or with the time limit.
+On a CPU the rows are spread over worker processes, each of which steps its rows as one batch where
+the task can (``tasks.TOGETHER``); with an NVIDIA GPU all rows are one batch. An episode ends with
+success or failure (``terminated``) or with the time limit.
 
 * ``tasks``: ids, instructions, time limits, what has to be downloaded. Imports nothing heavy.
 * ``headless``: importing ManiSkill without prompts and, for states, without a graphics driver.
 * ``scenes``: N scenes of one task, numpy at the border.
-* ``row``, ``batched``: one environment in a worker process; the GPU batch.
+* ``many``: several scenes on the CPU as one ManiSkill environment.
+* ``row``, ``batched``: one environment or a block of them in a worker process; one batch here.
 * ``features``: displacements between gripper, object and goal.
 * ``expert``: scripted experts of six tasks.
 """
@@ -18,14 +20,18 @@ if not __name__.startswith("embodied_rl."):
 
 from collections.abc import Sequence
 from dataclasses import asdict
+from typing import TYPE_CHECKING
 
 import torch
 
 from embodied_rl.envs.base import Simulator, SimulatorVectorEnv
-from embodied_rl.envs.maniskill.tasks import MAX_EPISODE_STEPS, expand_tasks
+from embodied_rl.envs.maniskill.tasks import MAX_EPISODE_STEPS, TOGETHER, expand_tasks
 from embodied_rl.registry import near_names
 
-BACKENDS = ("auto", "workers", "batched")
+if TYPE_CHECKING:
+    from embodied_rl.envs.maniskill.scenes import SceneOptions
+
+BACKENDS = ("auto", "workers", "rows", "batched")
 
 
 def make(
@@ -72,8 +78,10 @@ def make(
             ``features``; it makes imitation of few episodes generalise better.
         image_size: pixels along both sides of every camera.
         render: set the cameras up, so that ``render`` works with states too.
-        backend: ``"workers"``, ``"batched"``, or ``"auto"``: batched where there is an NVIDIA GPU
-            and one task.
+        backend: ``"workers"``: processes that step their rows together; ``"rows"``: processes that
+            step them one by one, which any task can; ``"batched"``: all in this process, on an
+            NVIDIA GPU if there is one; ``"auto"``: batched with a GPU and one task, else workers
+            if the task can, else rows. The episodes are the same, on the CPU to the last bit.
         terminate_on_success: success ends an episode.
         episode_seeds: [N] seeds instead of derived ones; with the task of a row they name its
             initial state.
@@ -94,7 +102,8 @@ def make(
         render=render,
     )
     simulator: Simulator
-    if _batched(backend, names):
+    backend = _choose(backend, names, options)
+    if backend == "batched":
         from embodied_rl.envs.maniskill.batched import BatchedSimulator
 
         simulator = BatchedSimulator(
@@ -110,7 +119,8 @@ def make(
         from embodied_rl.envs.vector import make_workers
 
         simulator = make_workers(
-            "embodied_rl.envs.maniskill.row:ManiSkillRow",
+            "embodied_rl.envs.maniskill.row:"
+            + ("ManiSkillBlock" if backend == "workers" else "ManiSkillRow"),
             {"tasks": names, **asdict(options)},
             num_envs=num_envs,
             seed=seed,
@@ -118,6 +128,7 @@ def make(
             group_size=group_size,
             episode_seeds=episode_seeds,
             timeout=timeout,
+            block=backend == "workers",
         )
     return SimulatorVectorEnv(
         simulator,
@@ -130,16 +141,34 @@ def make(
     )
 
 
-def _batched(backend: str, tasks: tuple[str, ...]) -> bool:
+def _choose(backend: str, tasks: tuple[str, ...], options: SceneOptions) -> str:
     if backend not in BACKENDS:
         hint = near_names(backend, BACKENDS)
         raise ValueError(f"backend={backend!r}{hint}; give one of {BACKENDS}")
-    if backend == "batched" and len(tasks) > 1:
+    gpu = _has_gpu()
+    if backend == "rows" or (backend == "batched" and gpu and len(tasks) == 1):
+        return backend
+    obstacle = _obstacle(tasks, options)
+    if backend == "auto":
+        if gpu and len(tasks) == 1:
+            return "batched"
+        return "rows" if obstacle else "workers"
+    if obstacle:
         raise ValueError(
-            f"backend='batched' simulates one task, {len(tasks)} are asked for: set "
-            "backend='workers'"
+            f"backend={backend!r} steps rows together, but {obstacle}: set backend='rows'"
         )
-    return backend == "batched" or (backend == "auto" and len(tasks) == 1 and _has_gpu())
+    return backend
+
+
+def _obstacle(tasks: tuple[str, ...], options: SceneOptions) -> str | None:
+    """Why the rows of a CPU cannot be stepped together, or None if they can."""
+    if len(tasks) > 1:
+        return f"{len(tasks)} tasks are asked for"
+    if options.pictures or options.render:
+        return "pictures are drawn one by one"
+    if tasks[0] not in TOGETHER:
+        return f"{tasks[0]} needs a scene of its own"
+    return None
 
 
 def _has_gpu() -> bool:

@@ -1,8 +1,9 @@
-"""ManiSkill's own batch: N scenes of one task in one physics simulation, ``physx_cuda``.
+"""N scenes of one task as one batch in this process.
 
-Physics, rewards and observations stay torch tensors on the GPU; what crosses to the host, once per
-step, is the result. All rows step together: a row that has ended before the others idles with a
-zero action and what it did is dropped. ``physx_cpu`` runs the same lines with one row.
+``physx_cuda`` is ManiSkill's own: one physics simulation on a GPU, where physics, rewards and
+observations stay torch tensors; what crosses to the host, once per step, is the result. All rows
+step together: a row that has ended before the others idles with a zero action and what it did is
+dropped. ``physx_cpu`` is ``many``: a physics system for each row, and rows that wait stand still.
 
 Seeds are those of the worker processes (``RowSimulator``): an episode starts alike in both.
 
@@ -16,6 +17,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from embodied_rl.envs.base import IntArray, Resume, Transition, merge
+from embodied_rl.envs.maniskill.row import pick
 from embodied_rl.envs.maniskill.scenes import SceneOptions, Scenes
 from embodied_rl.envs.maniskill.tasks import INSTRUCTIONS
 from embodied_rl.envs.spaces import Array, ArrayDict
@@ -39,11 +41,6 @@ class BatchedSimulator(RowSimulator):
         episode_seeds: Sequence[int] | None,
         sim_backend: str,
     ) -> None:
-        if sim_backend == "physx_cpu" and num_envs > 1:
-            raise ValueError(
-                f"num_envs={num_envs}: ManiSkill batches on a GPU only; set "
-                "backend='workers' on a CPU"
-            )
         self._scenes = Scenes(task, options=options, num_envs=num_envs, sim_backend=sim_backend)
         spec = RowSpec(
             self._scenes.observation_space,
@@ -58,12 +55,13 @@ class BatchedSimulator(RowSimulator):
             group_size=group_size,
             episode_seeds=episode_seeds,
         )
-        # Rows that wait are stepped all the same, so only a batch of one can be replayed.
-        self.resume: Resume = "replay" if num_envs == 1 else "none"
+        # On a GPU rows that wait are stepped all the same, so only a batch of one can be replayed.
+        alone = num_envs == 1 or sim_backend == "physx_cpu"
+        self.resume: Resume = "replay" if alone else "none"
 
     def _restart(self, rows: IntArray) -> ArrayDict:
         seeds = np.array([self._start_seed(int(row)) for row in rows], np.int64)
-        return _pick(self._scenes.reset(rows, seeds), rows)
+        return pick(self._scenes.reset(rows, seeds), rows)
 
     def send(self, actions: Array, rows: IntArray | None) -> None:
         """See ``Simulator.send``; the work is done in ``recv``."""
@@ -75,9 +73,10 @@ class BatchedSimulator(RowSimulator):
 
     def recv(self) -> Transition:
         """See ``Simulator.recv``."""
-        step, rows = self._scenes.step(self._actions), self._rows
+        rows = self._rows
+        step = self._scenes.step(self._actions, rows)
         return Transition(
-            _pick(step.obs, rows),
+            pick(step.obs, rows),
             step.rewards[rows],
             step.failed[rows],
             np.zeros(rows.size, np.bool_),
@@ -93,7 +92,3 @@ class BatchedSimulator(RowSimulator):
     def close(self) -> None:
         """Release the scenes."""
         self._scenes.close()
-
-
-def _pick(obs: ArrayDict, rows: IntArray) -> ArrayDict:
-    return {name: value[rows] for name, value in obs.items()}

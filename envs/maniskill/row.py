@@ -1,4 +1,7 @@
-"""One ManiSkill environment inside a worker process: one scene per task, stepped one at a time.
+"""ManiSkill inside a worker process.
+
+``ManiSkillRow`` is one environment with a scene for each of its tasks; ``ManiSkillBlock`` is
+several environments of one task, stepped as one (see ``many``).
 
 An episode is a function of (task, seed, actions): a task whose reset leaves something of the last
 episode behind is built anew for each.
@@ -14,10 +17,10 @@ from typing import Any
 import numpy as np
 from gymnasium import spaces
 
-from embodied_rl.envs.maniskill.scenes import SceneOptions, Scenes
+from embodied_rl.envs.maniskill.scenes import IntArray, SceneOptions, Scenes
 from embodied_rl.envs.maniskill.tasks import INSTRUCTIONS, expand_tasks
 from embodied_rl.envs.spaces import Array, ArrayDict
-from embodied_rl.envs.vector.rows import RowTransition
+from embodied_rl.envs.vector.rows import BlockTransition, RowTransition
 
 FIRST = np.zeros(1, np.int64)
 
@@ -95,3 +98,55 @@ class ManiSkillRow:
         """Release the scenes."""
         for scene in self._scenes:
             scene.close()
+
+
+class ManiSkillBlock:
+    """Several environments of one task, stepped together.
+
+    Args:
+        num_rows: how many.
+        tasks: one id.
+        options: keyword arguments of ``SceneOptions``.
+
+    Raises:
+        ValueError: unknown task or option, or missing files.
+    """
+
+    def __init__(self, *, num_rows: int, tasks: str | tuple[str, ...], **options: Any) -> None:
+        (task,) = self.task_names = expand_tasks(tasks)
+        self.instructions = (INSTRUCTIONS[task],)
+        self._scenes = Scenes(task, options=SceneOptions(**options), num_envs=num_rows)
+        self.action_space = self._scenes.action_space
+        self.observation_space = self._scenes.observation_space
+        self._actions = np.zeros((num_rows, *self.action_space.shape), np.float32)
+
+    def reset(self, rows: IntArray, *, task_ids: IntArray, seeds: IntArray) -> ArrayDict:
+        """Start the episodes ``seeds`` [n] in ``rows`` [n]."""
+        assert not task_ids.any()
+        return pick(self._scenes.reset(rows, seeds), rows)
+
+    def step(self, actions: Array, rows: IntArray) -> BlockTransition:
+        """One control step of ``rows`` [n]; ``terminated`` is failure alone."""
+        self._actions[rows] = actions
+        step = self._scenes.step(self._actions, rows)
+        return BlockTransition(
+            pick(step.obs, rows),
+            step.rewards[rows],
+            step.failed[rows],
+            np.zeros(rows.size, np.bool_),
+            None if step.success is None else step.success[rows],
+        )
+
+    def render(self, row: int) -> Array:
+        """uint8 [H, W, 3]."""
+        assert row == 0
+        return self._scenes.render()
+
+    def close(self) -> None:
+        """Release the scenes."""
+        self._scenes.close()
+
+
+def pick(obs: ArrayDict, rows: IntArray) -> ArrayDict:
+    """``rows`` [n] of observations [N, ...]."""
+    return {name: value[rows] for name, value in obs.items()}

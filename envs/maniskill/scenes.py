@@ -2,8 +2,8 @@
 
 ManiSkill works on torch tensors with a leading axis even for a single scene. ``Scenes`` is the
 border: it makes the environment, turns its nested observation into named leaves, and its success,
-failure and reward into arrays. On the CPU backend N is 1; ``physx_cuda`` takes any N, through the
-same lines.
+failure and reward into arrays. ``physx_cuda`` takes any N, and so does ``physx_cpu`` with ``many``,
+through the same lines.
 
 An episode is started by ``reset(seed)`` of its row alone, so that its start does not depend on
 which other rows were reset with it (ManiSkill draws the starts of a joint reset from the seed of
@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import contextlib
 import io
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -94,7 +94,7 @@ class Scenes:
     Args:
         task: id such as ``"PickCube-v1"``.
         options: observations, control and reward.
-        num_envs: N; more than 1 needs ``sim_backend="physx_cuda"``.
+        num_envs: N; on the CPU more than 1 needs a task of ``TOGETHER``.
         sim_backend: ``"physx_cpu"`` or ``"physx_cuda"``.
 
     Raises:
@@ -118,6 +118,7 @@ class Scenes:
         self.options = options
         self.num_envs = num_envs
         self.env = _build(task, options, num_envs, sim_backend)
+        self._many = num_envs > 1 and sim_backend == "physx_cpu"
         # A new scene for all rows at once is no reset of some of them.
         self._rebuild = task in UNREPEATABLE and num_envs == 1
         _mend_sparse_reward(self.env)
@@ -130,21 +131,55 @@ class Scenes:
 
     def reset(self, rows: IntArray, seeds: IntArray) -> ArrayDict:
         """Start an episode in ``rows`` [n] with ``seeds`` [n]; returns all N observations."""
+        raw: Any = None
+        with self._quiet():
+            for row, seed in zip(rows.tolist(), seeds.tolist(), strict=True):
+                raw = self._reset_row(row, seed)
+        return self._observe(self.env.get_obs() if self._many else raw)
+
+    def _reset_row(self, row: int, seed: int) -> Any:
         import torch
 
-        raw: Any = None
-        for row, seed in zip(rows, seeds, strict=True):
-            options: dict[str, Any] = {}
-            if self.num_envs > 1:
-                options["env_idx"] = torch.tensor([row], device=self.env.device)
-            if self._rebuild:
-                options["reconfigure"] = True
+        options: dict[str, Any] = {}
+        if self.num_envs > 1:
+            options["env_idx"] = torch.tensor([row], device=self.env.device)
+        if self._rebuild:
+            options["reconfigure"] = True
+        with self.env.scene.only(row) if self._many else contextlib.nullcontext():
             # Every row's generator gets the seed, since tasks differ in which of them they read.
-            raw, _ = self.env.reset(seed=[int(seed)] * self.num_envs, options=options)
-        return self._observe(raw)
+            return self.env.reset(seed=[seed] * self.num_envs, options=options)[0]
 
-    def step(self, actions: Array) -> SceneStep:
-        """Step all scenes with ``actions`` [N, D] in the units of ``action_space``."""
+    @contextlib.contextmanager
+    def _quiet(self) -> Iterator[None]:
+        """Rows that start together are observed once."""
+        if self._many:
+            self.env.quiet = True
+        try:
+            yield
+        finally:
+            if self._many:
+                self.env.quiet = False
+
+    def step(self, actions: Array, rows: IntArray | None = None) -> SceneStep:
+        """Step all scenes with ``actions`` [N, D] in the units of ``action_space``.
+
+        Args:
+            actions: of all N.
+            rows: those to step (None: all); on the CPU the others stand still, on a GPU they
+                are stepped too.
+        """
+        if not self._many or rows is None or rows.size == self.num_envs:
+            return self._step(actions)
+        from embodied_rl.envs.maniskill.many import kept
+
+        self.env.scene.active = rows.tolist()
+        try:
+            with kept(self.env, np.delete(np.arange(self.num_envs), rows)):
+                return self._step(actions)
+        finally:
+            self.env.scene.active = list(range(self.num_envs))
+
+    def _step(self, actions: Array) -> SceneStep:
         raw, rewards, _, _, info = self.env.step(self._actions.split(actions))
         success = info.get("success")
         failed = info.get("fail")
@@ -255,10 +290,15 @@ def _build(task: str, options: SceneOptions, num_envs: int, sim_backend: str) ->
         size = options.image_size
         keywords["sensor_configs"] = {"width": size, "height": size}
     _check_reward(task, spec.cls, options.reward)
+    make: Any = spec.cls
+    if num_envs > 1 and sim_backend == "physx_cpu":
+        from embodied_rl.envs.maniskill.many import many
+
+        make = many(spec.cls)
     printed = io.StringIO()  # what it prints before it asks to download
     try:
         with contextlib.redirect_stdout(printed):
-            return spec.cls(
+            return make(
                 num_envs=num_envs,
                 obs_mode=options.obs_mode if options.pictures else "state_dict",
                 reward_mode=options.reward,

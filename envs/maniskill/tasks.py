@@ -220,6 +220,15 @@ UNREPEATABLE: tuple[str, ...] = (
     "UnitreeG1Stand-v1",
 )
 """Ids whose reset leaves something of the last episode behind: they get a new scene each time."""
+TOGETHER: tuple[str, ...] = (
+    "LiftPegUpright-v1",
+    "PickCube-v1",
+    "PlaceSphere-v1",
+    "PullCube-v1",
+    "PushCube-v1",
+    "StackCube-v1",
+)
+"""Ids whose rows give the same numbers on the CPU, stepped together or one by one."""
 
 
 def task_id(name: str) -> str:

@@ -2,9 +2,10 @@
 
 A simulator file supplies a ``RowEnv``, one environment in numpy. ``make_workers`` runs N of them in
 W worker processes and ``LocalSimulator`` in this process; both are ``Simulator``s of
-``embodied_rl.envs.base`` and give the same episodes.
+``embodied_rl.envs.base`` and give the same episodes. Where one process can step several
+environments for less than one after the other, it supplies a ``BlockEnv`` as well.
 
-* ``rows``: the ``RowEnv`` protocol.
+* ``rows``: the protocols ``RowEnv`` and ``BlockEnv``.
 * ``simulator``: seeds of episodes, and ``LocalSimulator``.
 * ``pool``: ``WorkerSimulator``; what happens when a worker raises, hangs or is killed.
 * ``process``: one worker process as the parent sees it: start, wait, end.
@@ -20,7 +21,7 @@ if not __name__.startswith("embodied_rl."):
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from embodied_rl.envs.vector.rows import RowEnv, RowTransition
+from embodied_rl.envs.vector.rows import BlockEnv, BlockTransition, RowEnv, RowTransition
 
 if TYPE_CHECKING:
     from embodied_rl.envs.vector.pool import WorkerSimulator, make_workers
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
     from embodied_rl.envs.vector.simulator import LocalSimulator
 
 __all__ = [
+    "BlockEnv",
+    "BlockTransition",
     "LocalSimulator",
     "RowEnv",
     "RowTransition",

@@ -363,6 +363,7 @@ def make_workers(
     timeout: float = 60.0,
     start_timeout: float = 600.0,
     max_restart_rate: float = 10.0,
+    block: bool = False,
 ) -> WorkerSimulator:
     """Run ``num_envs`` rows in worker processes.
 
@@ -380,6 +381,8 @@ def make_workers(
         start_timeout: seconds without a made row after which a starting worker does.
         max_restart_rate: restarts per 1000 environment steps that end the run, beyond the first
             few.
+        block: each worker steps its rows together; the factory is called once per worker, with
+            ``num_rows`` too, and returns a ``BlockEnv``. ``timeout`` is then that of a whole step.
 
     Raises:
         ValueError: a number that does not fit, or options that the factory refuses.
@@ -399,6 +402,7 @@ def make_workers(
             first=bounds[index],
             last=bounds[index + 1],
             num_envs=num_envs,
+            block=block,
         )
         for index in range(workers)
     ]

@@ -1,4 +1,4 @@
-"""One environment at a time: the protocol.
+"""One environment at a time, or a block of them: the protocols.
 
 This module, ``shared`` and ``worker`` import no torch: that would be most of the time that a worker
 process needs to start.
@@ -67,7 +67,55 @@ class RowEnv(Protocol):
         ...
 
 
-def load_factory(factory: str) -> Callable[..., RowEnv]:
+@dataclass(frozen=True, slots=True)
+class BlockTransition:
+    """One step of n environments.
+
+    Attributes:
+        obs: arrays [n, ...] by name.
+        rewards: [n] of this step.
+        terminated, truncated: [n] bool, the simulator itself ended the episode.
+        success: [n] bool, solved in this step, or None for a simulator without that notion.
+    """
+
+    obs: ArrayDict
+    rewards: Array
+    terminated: Array
+    truncated: Array
+    success: Array | None
+
+
+class BlockEnv(Protocol):
+    """Several environments that one process steps together; each is as a ``RowEnv`` would be.
+
+    Axes: n of its rows, which are numbered from 0.
+    """
+
+    observation_space: spaces.Dict
+    """Of one row."""
+    action_space: gymnasium.Space[Any]
+    """Likewise."""
+    task_names: tuple[str, ...]
+    instructions: tuple[str, ...]
+
+    def reset(self, rows: Array, *, task_ids: Array, seeds: Array) -> ArrayDict:
+        """Start episodes in ``rows`` [n]; returns observations [n, ...]."""
+        ...
+
+    def step(self, actions: Array, rows: Array) -> BlockTransition:
+        """One control step of ``rows`` [n] with ``actions`` [n, D]; the others stand still."""
+        ...
+
+    def render(self, row: int) -> npt.NDArray[np.uint8]:
+        """[H, W, 3] picture of the present state of ``row``."""
+        ...
+
+    def close(self) -> None:
+        """Release the simulator."""
+        ...
+
+
+def load_factory(factory: str) -> Callable[..., Any]:
     """The function or class ``"module:attr"``.
 
     Raises:
@@ -92,7 +140,7 @@ class RowSpec:
     instructions: tuple[str, ...]
 
 
-def spec_of(env: RowEnv) -> RowSpec:
+def spec_of(env: RowEnv | BlockEnv) -> RowSpec:
     """The spec of a row, observations as they are handed out."""
     leaves = {name: float32_space(space) for name, space in env.observation_space.items()}
     return RowSpec(

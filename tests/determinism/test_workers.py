@@ -89,8 +89,41 @@ def test_any_number_of_workers_plays_the_same_episodes(options: dict[str, Any]) 
             assert_same(play(workers(num_workers=count, **options)), expected)
 
 
-def test_finished_rows_are_not_stepped() -> None:
-    simulator = workers()
+@pytest.mark.parametrize("options", [{}, {"group_size": 2}, {"episode_seeds": [5, 6, 7, 8]}])
+def test_a_block_of_rows_plays_the_same_episodes(options: dict[str, Any]) -> None:
+    blocks = make_workers(
+        "faulty_rows:WalkBlock", num_envs=4, num_workers=2, seed=3, block=True, **options
+    )
+    assert_same(play(blocks), play(local(**options)))
+
+
+def test_a_block_that_dies_is_replayed(tmp_path: Path) -> None:
+    seeds = [5, 6, 7, 8]
+    options = {"fault": "kill", "every": 12, "marker": str(tmp_path / "once")}
+    blocks = make_workers(
+        "faulty_rows:WalkBlock",
+        options,
+        num_envs=4,
+        num_workers=2,
+        seed=3,
+        block=True,
+        episode_seeds=seeds,
+    )
+    played, calm = play(blocks), play(local(episode_seeds=seeds))
+    for step, expected in zip(played[1::2], calm[1::2], strict=True):
+        assert_same(step[:4], expected[:4])
+    assert blocks.worker_restarts == 1
+
+
+@pytest.mark.parametrize("factory", ["Walk", "WalkBlock"])
+def test_finished_rows_are_not_stepped(factory: str) -> None:
+    simulator = make_workers(
+        f"faulty_rows:{factory}",
+        num_envs=4,
+        num_workers=2,
+        seed=3,
+        block=factory == "WalkBlock",
+    )
     simulator.reset(np.arange(4), np.zeros(4, np.int64))
     for _ in range(3):
         simulator.send(np.zeros((2, 1), np.float32), np.array([1, 3]))

@@ -6,11 +6,12 @@ import os
 import signal
 import sys
 import time
+from typing import Any
 
 import numpy as np
 from gymnasium import spaces
 
-from embodied_rl.envs.vector import RowTransition
+from embodied_rl.envs.vector import BlockTransition, RowTransition
 
 
 class Walk:
@@ -113,3 +114,38 @@ class Still(Walk):
 
     def step(self, action: np.ndarray) -> RowTransition:
         return RowTransition({"state": self.state}, 0.0, False, False, False)
+
+
+class WalkBlock:
+    """Several ``Walk``s as a ``BlockEnv``."""
+
+    task_names, instructions = Walk.task_names, Walk.instructions
+
+    def __init__(self, *, num_rows: int, **options: Any) -> None:
+        self.rows = [Walk(**options) for _ in range(num_rows)]
+        self.observation_space = self.rows[0].observation_space
+        self.action_space = self.rows[0].action_space
+
+    def reset(self, rows: Any, *, task_ids: Any, seeds: Any) -> dict[str, np.ndarray]:
+        started = [
+            self.rows[row].reset(task_id=task, seed=seed)["state"]
+            for row, task, seed in zip(rows, task_ids, seeds, strict=True)
+        ]
+        return {"state": np.stack(started)}
+
+    def step(self, actions: np.ndarray, rows: Any) -> BlockTransition:
+        steps = [self.rows[row].step(action) for row, action in zip(rows, actions, strict=True)]
+        return BlockTransition(
+            {"state": np.stack([step.obs["state"] for step in steps])},
+            np.array([step.reward for step in steps]),
+            np.array([step.terminated for step in steps]),
+            np.array([step.truncated for step in steps]),
+            np.array([step.success for step in steps]),
+        )
+
+    def render(self, row: int) -> np.ndarray:
+        return self.rows[row].render()
+
+    def close(self) -> None:
+        for row in self.rows:
+            row.close()
