@@ -162,7 +162,7 @@ def _choose(backend: str, tasks: tuple[str, ...], options: SceneOptions) -> str:
 
 def _obstacle(tasks: tuple[str, ...], options: SceneOptions) -> str | None:
     """Why the rows of a CPU cannot be stepped together, or None if they can."""
-    if len(tasks) > 1:
+    if len(tasks) != 1:
         return f"{len(tasks)} tasks are asked for"
     if options.pictures or options.render:
         return "pictures are drawn one by one"

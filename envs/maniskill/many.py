@@ -177,7 +177,7 @@ def _set_pose(struct: Any, value: Any) -> None:
         struct._objs[index].pose = sapien.Pose(flat[:3], flat[3:])
 
 
-def _rows(value: Any, count: int, width: int) -> np.ndarray:
+def _rows(value: Any, count: int, width: int) -> Any:
     """``value`` [width], [1, width] or [count, width] as [count, width]."""
     value = np.asarray(value.cpu() if isinstance(value, Tensor) else value)
     return np.broadcast_to(value.reshape(-1, width), (count, width))
@@ -223,7 +223,7 @@ def _inverse_kinematics(solver: Any, pose: Pose, q0: Tensor, *_: Any, **__: Any)
     """Joint positions [N, D] at which the hand is at ``pose`` [N]; where there are none, ``q0``."""
     found = q0[:, solver.active_joint_indices].clone()
     start = q0[:, solver.pmodel_active_joint_indices].numpy()
-    target = pose.raw_pose.numpy()
+    target: Any = pose.raw_pose.numpy()
     controlled = solver.pmodel_controlled_joint_indices
     for row in solver.articulation.scene.driven:
         result, success, _ = solver.pmodel.compute_inverse_kinematics(

@@ -221,12 +221,26 @@ UNREPEATABLE: tuple[str, ...] = (
 )
 """Ids whose reset leaves something of the last episode behind: they get a new scene each time."""
 TOGETHER: tuple[str, ...] = (
+    "DrawTriangle-v1",
     "LiftPegUpright-v1",
+    "MS-CartpoleBalance-v1",
+    "MS-CartpoleSwingUp-v1",
     "PickCube-v1",
+    "PickCubeSO100-v1",
     "PlaceSphere-v1",
+    "PokeCube-v1",
     "PullCube-v1",
+    "PullCubeTool-v1",
     "PushCube-v1",
+    "PushT-v1",
+    "RollBall-v1",
+    "SO100GraspCube-v1",
     "StackCube-v1",
+    "StackPyramid-v1",
+    "TableTopFreeDraw-v1",
+    "TwoRobotPickCube-v1",
+    "TwoRobotStackCube-v1",
+    "UnitreeG1TransportBox-v1",
 )
 """Ids whose rows give the same numbers on the CPU, stepped together or one by one."""
 

@@ -26,12 +26,21 @@ from embodied_rl.envs.maniskill.tasks import (
     MAX_EPISODE_STEPS,
     NO_SPARSE_REWARD,
     OFFLINE,
+    TOGETHER,
     download_command,
     expand_tasks,
 )
 
 ONE = np.zeros(1, np.int64)
 SAMPLE = ("PickCube-v1", "TwoRobotPickCube-v1", "MS-HopperHop-v1", "PushT-v1")
+
+
+def first_fast(*values: str, fast: int) -> list[Any]:
+    """Parameters of which all but the first few are slow."""
+    return [
+        pytest.param(value, marks=() if number < fast else pytest.mark.slow)
+        for number, value in enumerate(values)
+    ]
 
 
 def play(row: ManiSkillRow, seed: int, actions: np.ndarray) -> np.ndarray:
@@ -69,7 +78,9 @@ def test_names_in_several_spellings() -> None:
         expand_tasks("PickCub")
 
 
-@pytest.mark.parametrize("task", ["TurnFaucet-v1", "UnitreeH1Stand-v1", "OpenCabinetDoor-v1"])
+@pytest.mark.parametrize(
+    "task", first_fast("TurnFaucet-v1", "UnitreeH1Stand-v1", "OpenCabinetDoor-v1", fast=1)
+)
 def test_missing_files_are_one_sentence_with_a_command(
     task: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -101,8 +112,12 @@ def test_every_name_to_download_is_known_to_the_simulator() -> None:
 def test_wrong_options_are_explained(options: dict[str, Any], sentence: str) -> None:
     with pytest.raises(ValueError, match=sentence):
         ManiSkillRow(tasks="PickCube-v1", **options)
-    with pytest.raises(ValueError, match="set backend='workers'"):
-        make(tasks=("PickCube-v1", "PushCube-v1"), num_envs=2, seed=0, backend="batched")
+
+
+@pytest.mark.parametrize("tasks", [("PickCube-v1", "PushCube-v1"), "PegInsertionSide-v1"])
+def test_rows_that_cannot_be_stepped_together_are_told(tasks: Any) -> None:
+    with pytest.raises(ValueError, match="set backend='rows'"):
+        make(tasks=tasks, num_envs=2, seed=0, backend="workers")
 
 
 @pytest.mark.skipif(headless.can_draw(), reason="there is a Vulkan driver")
@@ -111,7 +126,7 @@ def test_pictures_without_a_driver_are_refused() -> None:
         ManiSkillRow(tasks="PickCube-v1", obs_mode="rgb")
 
 
-@pytest.mark.parametrize("task", SAMPLE)
+@pytest.mark.parametrize("task", first_fast("MS-HopperHop-v1", *SAMPLE[:2], "PushT-v1", fast=1))
 def test_an_episode_is_a_function_of_seed_and_actions(task: str) -> None:
     row, other = row_of(task), row_of(task)
     actions = actions_of(row, 12)
@@ -174,7 +189,7 @@ CONTROL_MODES = {
 }
 
 
-@pytest.mark.parametrize("mode", CONTROL_MODES)
+@pytest.mark.parametrize("mode", first_fast("pd_joint_pos_vel", *CONTROL_MODES, fast=1))
 def test_every_control_mode_of_the_arm_moves_it(mode: str) -> None:
     row = row_of("PickCube-v1", control_mode=mode, obs_mode="state_dict")
     assert row.action_space.shape == (CONTROL_MODES[mode],)
@@ -184,7 +199,9 @@ def test_every_control_mode_of_the_arm_moves_it(mode: str) -> None:
     row.close()
 
 
-@pytest.mark.parametrize("reward", ["sparse", "dense", "normalized_dense", "none"])
+@pytest.mark.parametrize(
+    "reward", first_fast("dense", "sparse", "normalized_dense", "none", fast=1)
+)
 def test_rewards_are_floats(reward: str) -> None:
     row = ManiSkillRow(tasks="PushCube-v1", reward=reward)
     row.reset(task_id=0, seed=0)
@@ -231,19 +248,22 @@ def test_rotation_columns_agree_with_scipy() -> None:
     assert np.allclose(rotation_columns(wxyz), expected)
 
 
-@pytest.mark.parametrize("task", ["PickCube-v1", "PushCube-v1", "PullCube-v1", "StackCube-v1"])
+@pytest.mark.parametrize(
+    "task",
+    first_fast(
+        "StackCube-v1", "PickCube-v1", "PushCube-v1", "PullCube-v1", "PlaceSphere-v1", fast=1
+    ),
+)
 def test_experts_solve_their_tasks(task: str) -> None:
-    row, act, solved = row_of(task), expert(task), 0
-    for seed in range(4):
-        obs = row.reset(task_id=0, seed=seed)
-        for _ in range(MAX_EPISODE_STEPS[task]):
-            step = row.step(act(obs["state"].astype(np.float64)))
-            obs = step.obs
-            if step.success:
-                solved += 1
-                break
-    assert solved >= 3
-    row.close()
+    scenes, act = Scenes(task, options=SceneOptions(), num_envs=4), expert(task)
+    state = scenes.reset(np.arange(4), np.arange(4))["state"]
+    solved = np.zeros(4, np.bool_)
+    for _ in range(MAX_EPISODE_STEPS[task]):
+        step = scenes.step(np.stack([act(row.astype(np.float64)) for row in state]))
+        assert step.success is not None
+        state, solved = step.obs["state"], solved | step.success
+    assert solved.sum() >= 3
+    scenes.close()
 
 
 def test_a_task_without_an_expert_is_told() -> None:
@@ -252,26 +272,86 @@ def test_a_task_without_an_expert_is_told() -> None:
         expert("PushT-v1")
 
 
-def test_the_batch_and_the_workers_play_the_same_episodes() -> None:
+@pytest.mark.parametrize("backend", first_fast("workers", "batched", fast=1))
+def test_every_backend_plays_the_same_episodes(backend: str) -> None:
+    options: dict[str, Any] = {"num_envs": 3, "seed": 3, "max_episode_steps": 9}
+    options |= {"num_threads": 2, "chunk_length": 4, "features": "relative"}
     envs = [
-        make_env("maniskill", tasks="PickCube-v1", num_envs=1, seed=3, backend=backend)
-        for backend in ("batched", "workers")
+        make_env("maniskill", tasks="PickCube-v1", backend=name, **options)
+        for name in ("rows", backend)
     ]
-    batch, workers = (env.reset()[0]["state"] for env in envs)
+    rows, other = (env.reset()[0] for env in envs)
     generator = torch.Generator().manual_seed(0)
-    for _ in range(55):  # across the time limit and a reset
-        assert torch.equal(batch, workers)
-        actions = torch.rand((1, 4), generator=generator) * 2 - 1
-        (batch, workers) = (env.step(actions)[0]["state"] for env in envs)
+    for _ in range(5):  # across the time limit and a reset, inside of a chunk
+        assert torch.equal(rows["state"], other["state"])
+        assert torch.equal(rows["relative"], other["relative"])
+        actions = torch.rand((3, 4, 4), generator=generator) * 2 - 1
+        rows, other = (env.step(actions)[0] for env in envs)
     for env in envs:
         env.close()
 
 
-def test_a_partial_reset_takes_every_rows_own_seed() -> None:
-    scenes = Scenes("PickCube-v1", options=SceneOptions())
-    first = scenes.reset(ONE, np.array([4]))["state"]
-    scenes.reset(ONE, np.array([5]))
-    assert np.array_equal(scenes.reset(ONE, np.array([4]))["state"], first)
+class Alone:
+    """N rows in scenes of their own."""
+
+    def __init__(self, task: str, options: SceneOptions, count: int) -> None:
+        self.rows = [Scenes(task, options=options) for _ in range(count)]
+        self.state: Any = [None] * count
+
+    def reset(self, row: int, seed: int) -> None:
+        self.state[row] = self.rows[row].reset(ONE, np.array([seed]))["state"][0]
+
+    def step(self, row: int, action: np.ndarray) -> Any:
+        step = self.rows[row].step(action[None])
+        self.state[row] = step.obs["state"][0]
+        return step
+
+
+def assert_together_as_alone(task: str, *, steps: int) -> None:
+    """Random and expert actions; a row starts anew now and then, and another one waits."""
+    options = SceneOptions(reward=NO_SPARSE_REWARD.get(task, "sparse"))
+    together, alone = Scenes(task, options=options, num_envs=3), Alone(task, options, 3)
+    generator = np.random.default_rng(0)
+    together.action_space.seed(0)
+    for row in range(3):
+        together.reset(np.array([row]), np.array([row + 5]))
+        alone.reset(row, row + 5)
+    for number in range(steps):
+        actions = np.stack([together.action_space.sample() for _ in range(3)])
+        if number % 10 == 4:
+            row = int(generator.integers(3))
+            obs = together.reset(np.array([row]), np.array([number]))
+            alone.reset(row, number)
+            assert np.array_equal(obs["state"], np.stack(alone.state))
+        if task in EXPERTS and number % 8 > 1:
+            act = expert(task)
+            actions = np.stack([act(state.astype(np.float64)) for state in alone.state])
+        waiting = int(generator.integers(5))
+        rows = np.array([row for row in range(3) if row != waiting])
+        step = together.step(actions, rows)
+        for row in rows.tolist():
+            expected = alone.step(row, actions[row])
+            assert step.rewards[row] == expected.rewards[0]
+            assert step.failed[row] == expected.failed[0]
+            if step.success is not None:
+                assert step.success[row] == expected.success[0]
+        assert np.array_equal(step.obs["state"], np.stack(alone.state))
+
+
+@pytest.mark.parametrize(
+    "task", first_fast("LiftPegUpright-v1", *sorted({*TOGETHER} - {"LiftPegUpright-v1"}), fast=1)
+)
+def test_rows_stepped_together_are_those_stepped_one_by_one(task: str) -> None:
+    assert_together_as_alone(task, steps=30)
+
+
+def test_a_start_depends_on_its_seed_alone() -> None:
+    scenes = Scenes("PickCube-v1", options=SceneOptions(), num_envs=2)
+    first = scenes.reset(np.arange(2), np.array([4, 5]))["state"]
+    assert not np.array_equal(first[0], first[1])
+    scenes.step(np.ones((2, 4), np.float32))
+    second = scenes.reset(np.arange(2), np.array([5, 4]))["state"]
+    assert np.array_equal(first, second[::-1])
     scenes.close()
 
 
