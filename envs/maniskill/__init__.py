@@ -166,8 +166,9 @@ def _obstacle(tasks: tuple[str, ...], options: SceneOptions) -> str | None:
         return f"{len(tasks)} tasks are asked for"
     if options.pictures or options.render:
         return "pictures are drawn one by one"
-    if tasks[0] not in TOGETHER:
-        return f"{tasks[0]} needs a scene of its own"
+    (task,) = tasks
+    if task not in TOGETHER:
+        return f"{task} needs a scene of its own"
     return None
 
 

@@ -228,7 +228,7 @@ def _inverse_kinematics(solver: Any, pose: Pose, q0: Tensor, *_: Any, **__: Any)
     for row in solver.articulation.scene.driven:
         result, success, _ = solver.pmodel.compute_inverse_kinematics(
             solver.end_link_idx,
-            sapien.Pose(target[row, :3], target[row, 3:]),
+            sapien.Pose(list(target[row, :3]), list(target[row, 3:])),
             initial_qpos=start[row],
             active_qmask=solver.qmask,
             max_iterations=100,

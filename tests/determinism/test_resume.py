@@ -2,6 +2,7 @@
 
 import dataclasses
 import shutil
+from typing import Any
 
 import pytest
 import torch
@@ -172,7 +173,8 @@ def test_another_seed_is_another_run(tmp_path):
 def test_annealed_noise_shrinks_over_a_run_and_is_found_again_in_its_checkpoint(tmp_path):
     config = reach_config(tmp_path, **VARIANTS["annealed"])
     folder = train(config, folder=tmp_path / "run", final=False)
-    levels = [load_policy(path)[0].flow.noise_level for path in checkpoints(folder)]
+    policies: list[Any] = [load_policy(path)[0] for path in checkpoints(folder)]
+    levels = [policy.flow.noise_level for policy in policies]
     assert levels == sorted(levels, reverse=True)
     assert levels[0] > 0.3 and levels[-1] == pytest.approx(0.1)
 
@@ -183,7 +185,7 @@ def test_a_run_may_start_from_the_weights_of_another(tmp_path):
     follower = dataclasses.replace(config, seed=5, init_from=str(first))
     session = open_session(follower, tmp_path / "second")
     weights = checkpoint.load(checkpoints(first)[-1])["policy"]
-    assert_equal_trees(session.policy.state_dict(), weights)
+    assert_equal_trees(session.module.state_dict(), weights)
     wider = dataclasses.replace(follower, policy=config.policy.replace(hidden_dims=(17,)))
     with pytest.raises(ConfigError, match="holds another policy"):
         open_session(wider, tmp_path / "third")
