@@ -28,7 +28,10 @@ TRAINING_STATES = (0, 39)
 
 
 def sft(suite: str) -> TrainConfig:
-    """Imitate 5 expert episodes per task with one flow policy."""
+    """Imitate 4 expert episodes per task with one flow policy.
+
+    The actions that the expert executes are noisy (DART), since clean episodes show no recoveries.
+    """
     return TrainConfig(
         name=f"libero/{suite}_sft",
         env=EnvConfig(
@@ -47,7 +50,7 @@ def sft(suite: str) -> TrainConfig:
         ),
         policy=component("policies", "flow_mlp", flow=FlowConfig()),
         algorithm=ppo_for_flows(),
-        imitation=ImitationConfig(episodes_per_task=5, num_steps=6000),
+        imitation=ImitationConfig(episodes_per_task=4, num_steps=5000, action_noise=0.3),
         evaluation=EvalConfig(
             episodes=4500 if suite == "90" else 500,
             modes=("greedy",),
