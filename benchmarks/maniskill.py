@@ -31,6 +31,7 @@ import numpy as np
 import torch
 
 from embodied_rl.envs.maniskill import make
+from embodied_rl.envs.maniskill.headless import import_maniskill
 from embodied_rl.envs.maniskill.scenes import SceneOptions, Scenes
 from embodied_rl.envs.maniskill.tasks import CONTROL_MODES, MAX_EPISODE_STEPS, expand_tasks
 
@@ -47,6 +48,7 @@ def actions_of(steps: int, rows: int, size: int) -> Any:
 
 def raw(task: str) -> Episode:
     """ManiSkill's environment without anything of ours around it."""
+    import_maniskill()
     import gymnasium
 
     env: Any = gymnasium.make(

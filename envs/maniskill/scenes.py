@@ -166,7 +166,7 @@ class Scenes:
         Args:
             actions: of all N.
             rows: those to step (None: all); on the CPU the others stand still, on a GPU they
-                are stepped too.
+                are stepped too. What is returned for them means nothing.
         """
         if not self._many or rows is None or rows.size == self.num_envs:
             return self._step(actions)
