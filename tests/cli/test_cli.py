@@ -189,6 +189,8 @@ def test_ctrl_c_keeps_the_last_checkpoint_and_the_run_can_be_resumed(tmp_path):
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        # A shell's background jobs, and so their children, are started with Ctrl-C ignored.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     deadline = time.monotonic() + 60
     while not list(tmp_path.glob("*/*/checkpoints/step_*")) and time.monotonic() < deadline:

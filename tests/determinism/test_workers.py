@@ -297,7 +297,12 @@ def test_workers_do_not_outlive_their_parent(how: str) -> None:
     script = textwrap.dedent(SCRIPT).format(rows=str(ROWS), options=options, then=then)
     shared = set(os.listdir("/dev/shm"))
     process = subprocess.Popen(
-        [sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-c", script],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # A shell's background jobs, and so their children, are started with Ctrl-C ignored.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     assert process.stdout is not None and process.stderr is not None
     pids = [int(pid) for pid in process.stdout.readline().split()]
