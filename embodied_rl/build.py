@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,9 +16,10 @@ from embodied_rl import checkpoint
 from embodied_rl.checkpoint import CheckpointError
 from embodied_rl.config import ConfigError, EnvConfig, TrainConfig, from_yaml
 from embodied_rl.envs import make_env
+from embodied_rl.envs.shards import ShardedVectorEnv
 from embodied_rl.policies import make_policy
 from embodied_rl.policies.nn import ScaledCritic
-from embodied_rl.registry import near_names
+from embodied_rl.registry import near_names, options_of, registry
 from embodied_rl.seeding import derive_seed
 from embodied_rl.types import Policy, PolicySpec, VectorEnv
 
@@ -74,6 +77,27 @@ def build_env(
     if config.normalize_obs and normalize:
         env = NormalizeObservation(env)
     return env
+
+
+def build_training_env(
+    config: EnvConfig, *, seed: int, autoreset: bool, device: str | torch.device
+) -> VectorEnv:
+    """The environment that a run trains on: ``config.num_shards`` environments taking turns.
+
+    Threads or worker processes are shared out among the shards; see ``build_env``.
+    """
+    count = config.num_shards
+    if count == 1:
+        return build_env(config, seed=seed, autoreset=autoreset, device=device)
+    part = dataclasses.replace(config, num_envs=config.num_envs // count)
+    if "num_threads" in options_of(registry("envs").get(config.simulator.name)):
+        threads = config.num_threads or len(os.sched_getaffinity(0))
+        part = dataclasses.replace(part, num_threads=max(threads // count, 1))
+    envs = [
+        build_env(part, seed=derive_seed(seed, "shard", i), autoreset=autoreset, device=device)
+        for i in range(count)
+    ]
+    return ShardedVectorEnv(envs, group_size=config.group_size)
 
 
 def usable_device(name: str) -> torch.device:

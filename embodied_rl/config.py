@@ -104,6 +104,9 @@ class EnvConfig:
         normalize_obs: running standardisation of vector observations (checkpointed); policies
             that imitate first standardise with dataset statistics instead.
         num_threads: simulator threads; 0 means all cores.
+        num_shards: S, parts of the N environments that take turns in training: the policy acts
+            for one while the others simulate. Pays where acting takes long and does not want the
+            simulators' cores.
     """
 
     simulator: Component
@@ -115,6 +118,7 @@ class EnvConfig:
     instruction_embedding: Literal["none", "hashed", "minilm"] = "none"
     normalize_obs: bool = False
     num_threads: int = 0
+    num_shards: int = 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -511,6 +515,17 @@ def check(config: TrainConfig) -> None:
         raise ConfigError(
             f"env.num_envs={env.num_envs} is no multiple of env.group_size={env.group_size}: "
             f"set env.num_envs to {near}"
+        )
+    rows = env.num_shards * env.group_size
+    if env.num_shards < 1 or env.num_envs % rows:
+        raise ConfigError(
+            f"env.num_shards={env.num_shards} does not share out env.num_envs={env.num_envs} in "
+            f"whole groups: set env.num_envs to a multiple of {max(rows, env.group_size)}"
+        )
+    if env.num_shards > 1 and env.normalize_obs:
+        raise ConfigError(
+            "env.normalize_obs keeps one set of statistics and shards are stepped apart: set "
+            "env.num_shards to 1"
         )
     group_based = config.advantage.name in ("group_relative", "rloo")
     if group_based and env.group_size == 1:

@@ -6,6 +6,8 @@
 * whole episodes (``num_steps=0``): every environment plays one episode and then waits, unstepped,
   with ``valid`` False (autoreset DISABLED).
 
+The shards of a ``ShardedVectorEnv`` take turns: one is acted for while the others simulate.
+
 Values are asked for once, in one batch after the loop, unless the policy returned them while
 sampling. ``next_values`` is filled here and nowhere else: 0 if terminated, V(final_obs) if
 truncated, else V(s_{t+1}).
@@ -13,13 +15,16 @@ truncated, else V(s_{t+1}).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, fields, replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from embodied_rl.envs.shards import ShardedVectorEnv
 from embodied_rl.types import Policy, PolicyOutput, Rollout, TensorDict, VectorEnv
 
 VALUE_BATCH = 16_384
@@ -65,7 +70,7 @@ def restart(env: VectorEnv, cursor: Cursor, *, task_ids: Tensor | None = None) -
     options = None if task_ids is None else {"task_ids": task_ids}
     cursor.obs, _ = env.reset(options=options)
     everywhere = torch.ones(env.num_envs, dtype=torch.bool, device=env.device)
-    _new_episodes(cursor, everywhere)
+    _new_episodes(cursor, slice(None), everywhere)
 
 
 @torch.no_grad()
@@ -90,48 +95,91 @@ def collect(
         generator: source of all sampling noise.
         policy_version: number of updates behind the policy; asked before every decision.
         deterministic: greedy actions (evaluation).
-        while_stepping: called between ``send`` and ``recv``, with gradients off; overlaps other
-            work with simulation.
+        while_stepping: called between ``send`` and ``recv`` of every decision, with gradients
+            off; overlaps other work with simulation.
 
     Returns:
         A rollout of T decisions; in whole-episode mode T is the longest episode.
     """
-    records: list[dict[str, Any]] = []
-    ended: list[dict[str, Any]] = []
-    running = torch.ones(env.num_envs, dtype=torch.bool, device=env.device)
-    while len(records) < num_steps or (num_steps == 0 and bool(running.any())):
-        version = policy_version()
-        output = policy.sample(cursor.obs, deterministic=deterministic, generator=generator)
-        env.send(output.actions)
-        if while_stepping is not None:
+    sample = partial(policy.sample, deterministic=deterministic, generator=generator)
+    tracks: list[_Track] = []
+    running: list[Iterator[bool]] = []
+    first = 0
+    for shard in env.shards if isinstance(env, ShardedVectorEnv) else (env,):
+        rows = slice(first, first + shard.num_envs)
+        first = rows.stop
+        track = _Track({name: value[rows] for name, value in cursor.obs.items()})
+        tracks.append(track)
+        running.append(_steps(shard, sample, track, cursor, rows, num_steps, policy_version))
+    while running:
+        running = [steps for steps in running if next(steps, False)]
+        if running and while_stepping is not None:
             while_stepping()
-        record = {
-            "obs": cursor.obs,
-            "output": output,
-            "policy_version": version,
-            "episode_ids": cursor.episode_ids,
-            "task_ids": env.task_ids,
-            "group_ids": env.group_ids,
-        }
-        obs, record["rewards"], terminated, truncated, info = env.recv()
-        record |= {"terminated": terminated, "truncated": truncated, "info": info}
-        records.append(record)
-        cursor.obs = obs
-        done = terminated | truncated
-        if bool(done.any()):
-            ended.append(record)
-            if num_steps == 0:
-                running &= ~done
-            else:
-                _new_episodes(cursor, done)
-    rollout = _without_dropped(_assemble(records, cursor, policy), records)
-    for record in records:
+    parts = [_without_dropped(_assemble(track, policy), track.records) for track in tracks]
+    for record in itertools.chain.from_iterable(track.records for track in tracks):
         if "dropped" in record["info"]:
             cursor.worker_restarts += int(record["info"]["worker_restarts"].sum())
             cursor.dropped_episodes += int(record["info"]["dropped"].sum())
+    rollout = concat_rollouts(parts)
+    cursor.obs = {k: torch.cat([track.obs[k] for track in tracks]) for k in cursor.obs}
     cursor.env_steps += int(rollout.num_env_steps.sum())
-    cursor.finished = _finished_episodes(ended or records[-1:])
+    ended = [record for track in tracks for record in track.ended]
+    cursor.finished = _finished_episodes(ended or tracks[-1].records[-1:])
     return rollout
+
+
+@dataclass
+class _Track:
+    """What one shard of the environments went through.
+
+    Attributes:
+        obs: its current observation.
+        records: every decision.
+        ended: those of ``records`` with which an episode ended.
+    """
+
+    obs: TensorDict
+    records: list[dict[str, Any]] = field(default_factory=list)
+    ended: list[dict[str, Any]] = field(default_factory=list)
+
+
+def _steps(
+    env: VectorEnv,
+    sample: Callable[[TensorDict], PolicyOutput],
+    track: _Track,
+    cursor: Cursor,
+    rows: slice,
+    num_steps: int,
+    policy_version: Callable[[], int],
+) -> Iterator[bool]:
+    """Fill ``track`` with the decisions of ``env``, which has these ``rows`` of ``cursor``.
+
+    Yields True whenever the environment has been sent actions and not been waited for.
+    """
+    running = torch.ones(env.num_envs, dtype=torch.bool, device=env.device)
+    while len(track.records) < num_steps or (num_steps == 0 and bool(running.any())):
+        version = policy_version()
+        output = sample(track.obs)
+        env.send(output.actions)
+        record = {
+            "obs": track.obs,
+            "output": output,
+            "policy_version": version,
+            "episode_ids": cursor.episode_ids[rows],
+            "task_ids": env.task_ids,
+            "group_ids": env.group_ids,
+        }
+        yield True
+        track.obs, record["rewards"], terminated, truncated, info = env.recv()
+        record |= {"terminated": terminated, "truncated": truncated, "info": info}
+        track.records.append(record)
+        done = terminated | truncated
+        if bool(done.any()):
+            track.ended.append(record)
+            if num_steps == 0:
+                running &= ~done
+            else:
+                _new_episodes(cursor, rows, done)
 
 
 def _without_dropped(rollout: Rollout, records: list[dict[str, Any]]) -> Rollout:
@@ -186,16 +234,19 @@ def _pad_steps(value: Tensor, steps: int) -> Tensor:
     return torch.cat([value, value.new_zeros((missing, *value.shape[1:]))])
 
 
-def _new_episodes(cursor: Cursor, done: Tensor) -> None:
+def _new_episodes(cursor: Cursor, rows: slice, done: Tensor) -> None:
+    """New episode ids for those of ``rows`` that are ``done``."""
     count = int(done.sum())
-    ids = cursor.episode_ids.clone()
+    ids = cursor.episode_ids.clone()  # records keep the old ones
     fresh = torch.arange(cursor.next_episode_id, cursor.next_episode_id + count)
-    ids[done] = fresh.to(ids.device)
+    ids[rows][done] = fresh.to(ids.device)
     cursor.episode_ids = ids
     cursor.next_episode_id += count
 
 
-def _assemble(records: list[dict[str, Any]], cursor: Cursor, policy: Policy) -> Rollout:
+def _assemble(track: _Track, policy: Policy) -> Rollout:
+    records = track.records
+
     def stack(name: str) -> Tensor:
         return torch.stack([record[name] for record in records])
 
@@ -203,9 +254,9 @@ def _assemble(records: list[dict[str, Any]], cursor: Cursor, policy: Policy) -> 
         return torch.stack([record["info"][name] for record in records])
 
     outputs: list[PolicyOutput] = [record["output"] for record in records]
-    obs = {name: torch.stack([r["obs"][name] for r in records]) for name in cursor.obs}
+    obs = {name: torch.stack([r["obs"][name] for r in records]) for name in track.obs}
     rewards, terminated, truncated = stack("rewards"), stack("terminated"), stack("truncated")
-    values, next_values = _values(records, outputs, obs, cursor, policy, terminated, truncated)
+    values, next_values = _values(track, outputs, obs, policy, terminated, truncated)
     steps, envs = rewards.shape
     if outputs[0].log_probs is None:
         log_probs = rewards.new_zeros((steps, envs, 1))
@@ -239,10 +290,9 @@ def _assemble(records: list[dict[str, Any]], cursor: Cursor, policy: Policy) -> 
 
 @torch.no_grad()
 def _values(
-    records: list[dict[str, Any]],
+    track: _Track,
     outputs: list[PolicyOutput],
     obs: TensorDict,
-    cursor: Cursor,
     policy: Policy,
     terminated: Tensor,
     truncated: Tensor,
@@ -254,28 +304,25 @@ def _values(
         values = values.view(steps, envs)
     else:
         values = torch.stack([output.values for output in outputs if output.values is not None])
-    last = batched_value(policy, cursor.obs)
+    last = batched_value(policy, track.obs)
     next_values = torch.cat([values[1:], last.unsqueeze(0)])
     next_values = next_values.masked_fill(terminated, 0.0)
     cut = (truncated & ~terminated).nonzero()
     if len(cut):
         # A truncated row's successor is its final observation, not the first of the next episode.
         final = {
-            name: torch.stack([_final_obs(records[t], t, records, cursor, name)[n] for t, n in cut])
-            for name in obs
+            name: torch.stack([_final_obs(track, int(t), name)[n] for t, n in cut]) for name in obs
         }
         next_values[cut[:, 0], cut[:, 1]] = batched_value(policy, final)
     return values, next_values
 
 
-def _final_obs(
-    record: dict[str, Any], t: Tensor, records: list[dict[str, Any]], cursor: Cursor, name: str
-) -> Tensor:
-    """[N, ...] observations a step led to, before any automatic reset."""
-    if "final_obs" in record["info"]:
-        return record["info"]["final_obs"][name]
-    following = int(t) + 1
-    return records[following]["obs"][name] if following < len(records) else cursor.obs[name]
+def _final_obs(track: _Track, t: int, name: str) -> Tensor:
+    """[N, ...] observations that step ``t`` led to, before any automatic reset."""
+    info = track.records[t]["info"]
+    if "final_obs" in info:
+        return info["final_obs"][name]
+    return track.records[t + 1]["obs"][name] if t + 1 < len(track.records) else track.obs[name]
 
 
 def batched_value(policy: Policy, obs: TensorDict) -> Tensor:

@@ -27,7 +27,13 @@ from embodied_rl import rollout as rollouts
 from embodied_rl.advantages.normalize import ReturnNormalizer
 from embodied_rl.algorithms.policy_gradient import PolicyGradient, Stats, mean_stats
 from embodied_rl.algorithms.sft import SFT, Demonstrations
-from embodied_rl.build import build_env, build_policy, load_policy, policy_spec, usable_device
+from embodied_rl.build import (
+    build_policy,
+    build_training_env,
+    load_policy,
+    policy_spec,
+    usable_device,
+)
 from embodied_rl.checkpoint import CheckpointError, CheckpointManager
 from embodied_rl.config import ConfigError, TrainConfig, check, evaluation_env, to_yaml
 from embodied_rl.demonstrations import load_demonstrations
@@ -179,7 +185,7 @@ def open_session(config: TrainConfig, folder: Path | None) -> Session:
     """Build every part of a run and its folder (None: a new one)."""
     torch.manual_seed(derive_seed(config.seed, "global"))
     device = usable_device(config.device)
-    env = build_env(
+    env = build_training_env(
         config.env,
         seed=derive_seed(config.seed, "env"),
         autoreset=config.num_steps > 0,

@@ -212,10 +212,16 @@ class VectorEnv(Protocol):
     device: torch.device
     task_names: tuple[str, ...]
     """Name of every task id."""
-    task_ids: Tensor
-    """[N] int64: task of each row in its current episode."""
-    group_ids: Tensor
-    """[N] int64: rows with equal ids started from the same initial state and instruction."""
+
+    @property
+    def task_ids(self) -> Tensor:
+        """[N] int64: task of each row in its current episode."""
+        ...
+
+    @property
+    def group_ids(self) -> Tensor:
+        """[N] int64: rows with equal ids started from the same initial state and instruction."""
+        ...
 
     @property
     def instructions(self) -> tuple[str, ...]:

@@ -107,11 +107,15 @@ def run_whole_and_interrupted(config, tmp_path, *, after):
     return whole, broken
 
 
-@pytest.mark.parametrize("variant", [*VARIANTS, "grouped"])
+@pytest.mark.parametrize("variant", [*VARIANTS, "grouped", "shards"])
 def test_resumed_equals_uninterrupted(tmp_path, variant):
     config = reach_config(tmp_path, **VARIANTS.get(variant, {}))
     if variant == "grouped":
         config = grouped(config)
+    if variant == "shards":
+        config = dataclasses.replace(
+            config, env=dataclasses.replace(config.env, num_shards=2), num_steps=5
+        )
     whole, broken = run_whole_and_interrupted(config, tmp_path, after=2)
     assert len(checkpoints(whole)) >= 4
     last, again = checkpoints(whole)[-1], checkpoints(broken)[-1]
