@@ -8,11 +8,14 @@ import json
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from embodied_rl.config import ConfigError, TrainConfig, from_yaml, overlay
 from embodied_rl.registry import KINDS, registry
 
 Command = Callable[[list[str]], int]
+EXPERT = "expert"
+"""What ``eval`` is given instead of a run for the scripted expert."""
 
 
 def run(name: str, arguments: Sequence[str]) -> int:
@@ -93,12 +96,15 @@ def train_command(arguments: list[str]) -> int:
 def eval_command(arguments: list[str]) -> int:
     """``eval RUN``: success on the test manifest; ``--json`` prints one object last.
 
-    A saved Stable-Baselines3 model is evaluated on the environment of a recipe:
-    ``eval model.zip --recipe cartpole_ppo [--key value]``.
+    A saved Stable-Baselines3 model, or the simulator's scripted expert, is evaluated on the
+    environment of a recipe: ``eval model.zip --recipe cartpole_ppo [--key value]``,
+    ``eval expert --recipe maniskill/stack_cube_sft``.
     """
     parser = argparse.ArgumentParser(prog="embodied-rl eval", description=eval_command.__doc__)
-    parser.add_argument("run", help="run folder, checkpoint folder, or Stable-Baselines3 zip")
-    parser.add_argument("--recipe", help="environment of a zip: a recipe, or a config.yaml")
+    parser.add_argument(
+        "run", help="run folder, checkpoint folder, Stable-Baselines3 zip, or expert"
+    )
+    parser.add_argument("--recipe", help="environment of a zip or expert: a recipe or config.yaml")
     parser.add_argument(
         "--checkpoint", default="", help="best, sft or a folder under checkpoints/; default: newest"
     )
@@ -111,6 +117,8 @@ def eval_command(arguments: list[str]) -> int:
     known = {action for each in parser._actions for action in each.option_strings}
     own, rest = split_overlay(arguments, known)
     options = parser.parse_args(own)
+    if options.run == EXPERT:
+        return _eval_expert(options, rest)
     from embodied_rl.evaluate import evaluate_run
 
     run = _import_model(options.run, options.recipe, rest)
@@ -122,13 +130,30 @@ def eval_command(arguments: list[str]) -> int:
         split=options.manifest,
         device=options.device,
     )
-    record.pop("successes")
     if options.video:
         from embodied_rl.video import film_run
 
         print(film_run(run, checkpoint=options.checkpoint))
+    return _print_evaluation(record, as_json=options.json)
+
+
+def _eval_expert(options: argparse.Namespace, overlays: Sequence[str]) -> int:
+    """Success of the scripted expert; ``demo`` and ``collect`` show and keep its episodes."""
+    for name in ("checkpoint", "video"):
+        if getattr(options, name):
+            raise ConfigError(f"--{name} is unused with {EXPERT}, which has no run: leave it out")
+    from embodied_rl.evaluate import evaluate_recipe_expert
+
+    record = evaluate_recipe_expert(
+        _config_of(options.recipe, overlays), episodes=options.episodes, split=options.manifest
+    )
+    return _print_evaluation(record, as_json=options.json)
+
+
+def _print_evaluation(record: dict[str, Any], *, as_json: bool) -> int:
+    record.pop("successes")
     human = record.get("human_normalized")
-    if options.json:
+    if as_json:
         print(json.dumps(record))
     else:
         print(
@@ -149,17 +174,21 @@ def _import_model(path: str, name: str | None, overlays: Sequence[str]) -> Path:
                 "evaluated on its own environment"
             )
         return Path(path)
-    if not name:
-        raise ConfigError("say what the model was trained on: --recipe NAME, or a config.yaml")
     from embodied_rl.interop import import_sb3
 
-    if name.endswith(".yaml"):
-        config = overlay(from_yaml(Path(name).read_text()), overlays)
-    else:
-        config = recipe(name, overlays)
+    config = _config_of(name, overlays)
     folder = import_sb3(path, config, folder=Path(path).with_suffix(""))
     print(folder)
     return folder
+
+
+def _config_of(name: str | None, overlays: Sequence[str]) -> TrainConfig:
+    """The environment to evaluate on, from a recipe or a ``config.yaml``."""
+    if not name:
+        raise ConfigError("say on which environment: --recipe NAME, or a config.yaml")
+    if name.endswith(".yaml"):
+        return overlay(from_yaml(Path(name).read_text()), overlays)
+    return recipe(name, overlays)
 
 
 def check_env_command(arguments: list[str]) -> int:

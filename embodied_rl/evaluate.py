@@ -19,14 +19,16 @@ import torch
 
 from embodied_rl import rollout
 from embodied_rl.build import build_env, load_policy
-from embodied_rl.config import EnvConfig, evaluation_env, to_plain
+from embodied_rl.config import EnvConfig, TrainConfig, evaluation_env, to_plain
 from embodied_rl.registry import registry
 from embodied_rl.seeding import derive_seed, torch_generator
 from embodied_rl.statistics import wilson_interval
-from embodied_rl.types import Policy, VectorEnv
+from embodied_rl.types import Policy, TensorDict, VectorEnv
 
 Split = Literal["tune", "test"]
 Mode = Literal["greedy", "sampled"]
+Act = Callable[[VectorEnv, TensorDict, torch.Generator], torch.Tensor]
+"""Actions [N, ...] for the observations of an environment."""
 BLOCK = 50
 """Episodes played side by side; a constant, because sampling noise is drawn per block and step."""
 SPLIT_RANGES: dict[str, int] = {"tune": 2**30, "test": 2**30 + 2**29}
@@ -113,10 +115,57 @@ def evaluate(
         and ``successes`` (a string of 0 and 1 in manifest order, for paired comparisons); for Atari
         ``human_normalized``.
     """
+
+    def act(env: VectorEnv, obs: TensorDict, generator: torch.Generator) -> torch.Tensor:
+        output = policy.sample(obs, deterministic=mode == "greedy", generator=generator)
+        return output.actions
+
     device = policy_device(policy)
+    blocks = _blocks(env_config, manifest, normalizer, device)
+    return _play(blocks, act, env_config, manifest, mode=mode, device=device, on_batch=on_batch)
+
+
+def evaluate_expert(
+    env_config: EnvConfig,
+    manifest: Manifest,
+    *,
+    on_batch: Callable[[int], None] | None = None,
+) -> dict[str, Any]:
+    """``evaluate`` of the simulator's scripted expert, which acts at every simulator step.
+
+    Raises:
+        ValueError: the simulator has no expert.
+    """
+    name = env_config.simulator.name
+    if name not in registry("experts").names():
+        names = ", ".join(registry("experts").names())
+        raise ValueError(f"environment {name!r} has no scripted expert (these have: {names})")
+    experts: dict[tuple[str, ...], Any] = {}
+
+    def act(env: VectorEnv, obs: TensorDict, generator: torch.Generator) -> torch.Tensor:
+        if env.task_names not in experts:
+            experts[env.task_names] = registry("experts").get(name)(env.task_names)
+        return experts[env.task_names](obs["state"], env.task_ids)
+
+    single, device = replace(env_config, chunk_length=1), torch.device("cpu")
+    blocks = _blocks(single, manifest, None, device)
+    return _play(blocks, act, single, manifest, mode="greedy", device=device, on_batch=on_batch)
+
+
+def _play(
+    blocks: Iterator[tuple[int, VectorEnv]],
+    act: Act,
+    env_config: EnvConfig,
+    manifest: Manifest,
+    *,
+    mode: Mode,
+    device: torch.device,
+    on_batch: Callable[[int], None] | None,
+) -> dict[str, Any]:
+    """The record of ``evaluate`` for whoever acts."""
     results: list[dict[str, torch.Tensor]] = []
     digest, by_task = hashlib.sha256(), {task: hashlib.sha256() for task in manifest.tasks}
-    for start, env in _blocks(env_config, manifest, normalizer, device):
+    for start, env in blocks:
         tasks = manifest.tasks[start : start + env.num_envs]
         seeds = torch.tensor(manifest.seeds[start : start + env.num_envs])
         cursor = rollout.start(env, task_ids=_task_ids(env, tasks), episode_seeds=seeds)
@@ -126,9 +175,7 @@ def evaluate(
             for row, task in enumerate(tasks):
                 by_task[task].update(values[row].contiguous().numpy().tobytes())
         generator = torch_generator(0, "evaluate", manifest.split, start, device=device)
-        results.append(
-            play_episodes(env, policy, cursor, deterministic=mode == "greedy", generator=generator)
-        )
+        results.append(play_episodes(env, act, cursor, generator=generator))
         if on_batch is not None:
             on_batch(len(tasks))
     merged = {name: torch.cat([r[name] for r in results]) for name in results[0]}
@@ -154,12 +201,7 @@ def policy_device(policy: Policy) -> torch.device:
 
 
 def play_episodes(
-    env: VectorEnv,
-    policy: Policy,
-    cursor: rollout.Cursor,
-    *,
-    deterministic: bool,
-    generator: torch.Generator | None,
+    env: VectorEnv, act: Act, cursor: rollout.Cursor, *, generator: torch.Generator
 ) -> dict[str, torch.Tensor]:
     """One episode per row: ``success``, ``return``, ``length``, [N] each on the CPU, in order."""
     running = torch.ones(env.num_envs, dtype=torch.bool)
@@ -171,8 +213,8 @@ def play_episodes(
     names = {"success": "success_once", "return": "return", "length": "length"}
     while bool(running.any()):
         with torch.no_grad():
-            output = policy.sample(cursor.obs, deterministic=deterministic, generator=generator)
-        cursor.obs, _, terminated, truncated, info = env.step(output.actions)
+            actions = act(env, cursor.obs, generator)
+        cursor.obs, _, terminated, truncated, info = env.step(actions)
         ended = (terminated | truncated).cpu() & running
         for name, source in names.items():
             results[name][ended] = info["episode"][source].cpu()[ended].to(results[name].dtype)
@@ -189,6 +231,7 @@ def fingerprint(env_config: EnvConfig, initial_obs_hash: str) -> str:
         except PackageNotFoundError:
             versions[package] = None
     plain = to_plain(replace(env_config, num_envs=1, num_threads=0, group_size=1))
+    del plain["num_shards"]
     text = json.dumps([versions, plain, initial_obs_hash], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
@@ -273,6 +316,21 @@ def _record(
         "per_task": per_task,
         "successes": "".join("1" if flag else "0" for flag in success.tolist()),
     }
+
+
+def evaluate_recipe_expert(config: TrainConfig, *, episodes: int, split: Split) -> dict[str, Any]:
+    """``evaluate_expert`` on the evaluation environments of a recipe, within its time limit.
+
+    Raises:
+        ValueError: the simulator has no expert.
+    """
+    env_config = replace(evaluation_env(config), num_envs=1, group_size=1)
+    env = build_env(env_config, seed=0, autoreset=False, chunk_length=1, normalize=False)
+    names = env.task_names
+    env.close()
+    simulator = config.env.simulator.name
+    manifest = make_manifest(names, episodes=episodes, split=split, simulator=simulator)
+    return evaluate_expert(env_config, manifest)
 
 
 def evaluate_run(

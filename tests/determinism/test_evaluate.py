@@ -7,7 +7,9 @@ import torch
 
 from embodied_rl.build import build_env, build_policy, policy_spec
 from embodied_rl.config import EnvConfig, TrainConfig, component
-from embodied_rl.evaluate import SPLIT_RANGES, evaluate, make_manifest
+from embodied_rl.envs.toy import reach_expert
+from embodied_rl.evaluate import SPLIT_RANGES, evaluate, evaluate_expert, make_manifest
+from embodied_rl.registry import registry
 from embodied_rl.seeding import derive_seed
 
 CONFIG = TrainConfig(
@@ -104,3 +106,23 @@ def test_blocks_of_one_size_share_an_environment_and_play_what_a_fresh_one_would
     parts = play(policy, episodes=50)
     assert made == [50, 20, 10]
     assert parts == whole  # lengths, returns, and a hash of every first observation among them
+
+
+def test_the_scripted_expert_is_evaluated_like_a_policy(monkeypatch):
+    def experts(task_names):
+        """Solves the second task and stands still in the others."""
+        assert task_names == ("reach-0", "reach-1", "reach-2")
+        return lambda state, task_ids: reach_expert(state) * (task_ids == 1)[:, None]
+
+    monkeypatch.setitem(registry("experts")._targets, "reach", experts)
+    manifest = make_manifest(["reach-0", "reach-1", "reach-2"], episodes=60, split="tune")
+    record = evaluate_expert(CONFIG.env, manifest)
+    rates = {task: entry["success_rate"] for task, entry in record["per_task"].items()}
+    assert rates == {"reach-0": 0, "reach-1": 1, "reach-2": 0}
+    assert record["manifest_sha256"] == manifest.sha256 and record["episodes"] == 60
+
+
+def test_an_environment_without_expert_is_one_sentence():
+    manifest = make_manifest(["reach-0"], episodes=1, split="tune")
+    with pytest.raises(ValueError, match=r"'reach' has no scripted expert \(these have: .*libero"):
+        evaluate_expert(CONFIG.env, manifest)
