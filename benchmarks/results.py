@@ -21,7 +21,6 @@ from embodied_rl.metrics import append_jsonl, read_jsonl
 from embodied_rl.statistics import bootstrap_interval, wilson_interval
 
 RECORDS = Path("docs/results.jsonl")
-SEEDS = (0, 1, 2)
 JOBS = 2
 """Runs side by side, each on one core."""
 
@@ -33,6 +32,7 @@ class Case:
     group: str
     recipe: str
     changes: tuple[str, ...] = ()
+    seeds: tuple[int, ...] = (0, 1, 2)
 
     @property
     def command(self) -> str:
@@ -53,6 +53,14 @@ MAIN = (
     ("shelf_place", 5),
 )
 HARD = (("pick_place", 3), ("push", 3), ("basketball", 2))
+MANISKILL = (
+    ("pick_cube", 8, 400_000),
+    ("stack_cube", 7, 700_000),
+    ("place_sphere", 3, 300_000),
+    ("push_cube", 3, 200_000),
+)
+HELD_OUT = range(40, 50)
+"""Initial states of every LIBERO task that its recipes do not train on."""
 SAMPLERS = ("uniform", "vade_thompson", "vas_mixed")
 
 CASES: tuple[Case, ...] = (
@@ -75,6 +83,15 @@ CASES: tuple[Case, ...] = (
         )
         for name in SAMPLERS
     ),
+    *(
+        Case(
+            "maniskill",
+            f"maniskill/{t}_flow_sde",
+            (*demonstrations(n), "--total-env-steps", str(steps)),
+        )
+        for t, n, steps in MANISKILL
+    ),
+    Case("libero", "libero/object_flow_sde", demonstrations(2), seeds=(0,)),
     *(Case("gaussian", f"metaworld/{t}_ppo", demonstrations(n)) for t, n in MAIN[:2]),
 )
 
@@ -101,7 +118,7 @@ def run(case: Case, seed: int) -> None:
             "total_seconds": time.perf_counter() - started,
             **training_figures(metrics),
             "evaluations": [
-                {k: v for k, v in r.items() if k != "successes"}
+                {k: v for k, v in r.items() if k != "successes" or case.group == "libero"}
                 for r in read_jsonl(folder / "evaluations.jsonl")
             ],
         },
@@ -216,7 +233,7 @@ def run_missing(groups: list[str]) -> None:
         (case, seed)
         for group in groups
         for case in CASES
-        for seed in SEEDS
+        for seed in case.seeds
         if case.group == group and (group, case.command, seed) not in done
     ]
     with ThreadPoolExecutor(max_workers=JOBS) as pool:

@@ -70,7 +70,7 @@ def flow_sde(suite: str) -> TrainConfig:
     return replace(
         base,
         name=f"libero/{suite}_flow_sde",
-        env=replace(base.env, num_envs=256),
+        env=replace(base.env, num_envs=128),
         advantage=component("advantages", "gae", normalize="task", bootstrap_truncated=False),
         total_env_steps=4_000_000 if suite == "90" else 1_000_000,
     )
