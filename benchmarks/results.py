@@ -56,8 +56,8 @@ HARD = (("pick_place", 3), ("push", 3), ("basketball", 2))
 MANISKILL = (
     ("pick_cube", 8, 400_000),
     ("stack_cube", 7, 700_000),
-    ("place_sphere", 3, 300_000),
-    ("push_cube", 3, 200_000),
+    ("place_sphere", 2, 300_000),
+    ("push_cube", 1, 200_000),
 )
 HELD_OUT = range(40, 50)
 """Initial states of every LIBERO task that its recipes do not train on."""
