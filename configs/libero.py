@@ -24,6 +24,8 @@ SUITES = ("spatial", "object", "goal", "10", "90")
 CHUNK_LENGTH = 8
 TIME_LIMITS = {"spatial": 200, "object": 200, "goal": 240, "10": 480, "90": 320}
 """Control steps; about twice what the expert needs for one pick-and-place."""
+LEARNING_RATE = 3e-4
+"""As for ManiSkill."""
 TRAINING_STATES = (0, 39)
 
 
@@ -49,7 +51,7 @@ def sft(suite: str) -> TrainConfig:
             instruction_embedding="hashed",
         ),
         policy=component("policies", "flow_mlp", flow=FlowConfig()),
-        algorithm=ppo_for_flows(),
+        algorithm=ppo_for_flows().replace(learning_rate=LEARNING_RATE),
         imitation=ImitationConfig(episodes_per_task=4, num_steps=5000, action_noise=0.3),
         evaluation=EvalConfig(
             episodes=4500 if suite == "90" else 500,
@@ -99,7 +101,7 @@ def grpo(suite: str) -> TrainConfig:
         algorithm=component(
             "algorithms",
             "grpo",
-            learning_rate=1e-4,
+            learning_rate=LEARNING_RATE,
             num_epochs=5,
             clip_ratio_low=0.02,
             clip_ratio_high=0.02,

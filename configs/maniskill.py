@@ -26,6 +26,9 @@ from embodied_rl.envs.maniskill.tasks import CONTROL_MODES, MAX_EPISODE_STEPS
 from embodied_rl.flow import FlowConfig
 
 CHUNK_LENGTH = 2
+LEARNING_RATE = 3e-4
+"""Three times that of Meta-World: PickCube went from 32 to 96 % in 160k steps with it, and was at 45 %
+after 200k steps without."""
 EPISODES = 10
 """Expert episodes imitated."""
 
@@ -42,7 +45,7 @@ def sft(task: str) -> TrainConfig:
             max_episode_steps=MAX_EPISODE_STEPS[task],
         ),
         policy=component("policies", "flow_mlp", flow=FlowConfig()),
-        algorithm=ppo_for_flows().replace(num_epochs=5),
+        algorithm=ppo_for_flows().replace(learning_rate=LEARNING_RATE, num_epochs=5),
         imitation=ImitationConfig(episodes_per_task=EPISODES, num_steps=2000),
         evaluation=EvalConfig(episodes=200),
         total_env_steps=0,
@@ -79,7 +82,7 @@ def grpo(task: str) -> TrainConfig:
         algorithm=component(
             "algorithms",
             "grpo",
-            learning_rate=1e-4,
+            learning_rate=LEARNING_RATE,
             num_epochs=5,
             clip_ratio_low=0.02,
             clip_ratio_high=0.02,
