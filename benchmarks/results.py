@@ -54,10 +54,10 @@ MAIN = (
 )
 HARD = (("pick_place", 3), ("push", 3), ("basketball", 2))
 MANISKILL = (
-    ("pick_cube", 8, 400_000),
-    ("stack_cube", 7, 700_000),
-    ("place_sphere", 2, 300_000),
-    ("push_cube", 1, 200_000),
+    ("pick_cube", 8, 300_000),
+    ("stack_cube", 7, 500_000),
+    ("place_sphere", 2, 200_000),
+    ("push_cube", 1, 100_000),
 )
 HELD_OUT = range(40, 50)
 """Initial states of every LIBERO task that its recipes do not train on."""

@@ -18,7 +18,7 @@ import contextlib
 import io
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import gymnasium
 import numpy as np
@@ -28,6 +28,7 @@ from gymnasium import spaces
 from embodied_rl.envs.maniskill.features import RELATIVE, relative_features
 from embodied_rl.envs.maniskill.headless import (
     MissingAssetsError,
+    can_draw,
     import_maniskill,
     render_backend,
 )
@@ -38,6 +39,9 @@ from embodied_rl.envs.maniskill.tasks import (
 )
 from embodied_rl.envs.spaces import Array, ArrayDict
 from embodied_rl.registry import near_names
+
+if TYPE_CHECKING:
+    from embodied_rl.envs.maniskill.shapes import ShapeCamera
 
 IntArray: TypeAlias = npt.NDArray[np.int64]
 BoolArray: TypeAlias = npt.NDArray[np.bool_]
@@ -118,6 +122,7 @@ class Scenes:
         self.options = options
         self.num_envs = num_envs
         self.env = _build(task, options, num_envs, sim_backend)
+        self._shapes: ShapeCamera | None = None
         self._many = num_envs > 1 and sim_backend == "physx_cpu"
         # A new scene for all rows at once is no reset of some of them.
         self._rebuild = task in UNREPEATABLE and num_envs == 1
@@ -198,10 +203,23 @@ class Scenes:
         """
         if not (self.options.render or self.options.pictures):
             raise ValueError("this environment draws nothing: make it with render=True")
-        return self.env.render_rgb_array()[0].cpu().numpy()
+        if can_draw():
+            return self.env.render_rgb_array()[0].cpu().numpy()
+        # A task that is built anew for an episode has other bodies then.
+        if self._shapes is None or self._shapes.scene is not self.env.scene.sub_scenes[0]:
+            from embodied_rl.envs.maniskill.shapes import ShapeCamera
+
+            self._close_camera()
+            self._shapes = ShapeCamera(self.env)
+        return self._shapes.render()
+
+    def _close_camera(self) -> None:
+        if self._shapes is not None:
+            self._shapes.close()
 
     def close(self) -> None:
         """Release the scenes."""
+        self._close_camera()
         self.env.close()
 
     def _observe(self, raw: Mapping[str, Any]) -> ArrayDict:
@@ -285,7 +303,7 @@ def _build(task: str, options: SceneOptions, num_envs: int, sim_backend: str) ->
     control_mode = options.control_mode or CONTROL_MODES.get(task)
     if control_mode is not None:
         keywords["control_mode"] = control_mode
-    pictures = options.pictures or options.render
+    pictures = options.pictures or (options.render and can_draw())
     if pictures:
         size = options.image_size
         keywords["sensor_configs"] = {"width": size, "height": size}
