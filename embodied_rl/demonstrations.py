@@ -25,7 +25,7 @@ from embodied_rl.rollout import start
 from embodied_rl.seeding import derive_seed, torch_generator
 from embodied_rl.types import TensorDict, VectorEnv
 
-FPS = {"libero": 20, "maniskill": 20, "metaworld": 80}
+STEPS_PER_SECOND = {"atari": 15, "libero": 20, "maniskill": 20, "metaworld": 80}
 """Control steps per second by simulator (Meta-World: 5 physics steps of 2.5 ms, ManiSkill: 5 of
 10 ms); 30 elsewhere."""
 BATCH = 32
@@ -83,7 +83,7 @@ def collect_dataset(
     Raises:
         ConfigError: no expert for this simulator, or one that fails too often.
     """
-    writer = DatasetWriter(output, fps=FPS.get(config.env.simulator.name, 30))
+    writer = DatasetWriter(output, fps=STEPS_PER_SECOND.get(config.env.simulator.name, 30))
     rows = max(1, min(episodes_per_task, BATCH))
     # One environment for the whole collection: starting simulators may take longer than episodes.
     env = build_env(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import numpy as np
 import torch
 
 from embodied_rl.config import EnvConfig, evaluation_env
+from embodied_rl.demonstrations import STEPS_PER_SECOND
 from embodied_rl.doctor import gl_backend
 from embodied_rl.envs.base import Renderer
 from embodied_rl.envs.wrappers import NormalizeObservation
@@ -31,8 +33,8 @@ NEEDS_GL = ("metaworld", "libero")
 """Simulators that draw nothing without OpenGL."""
 MIN_WIDTH = 256
 """Pixels that a line of a caption needs."""
-FPS = 30
-"""Frames a second of a film with one frame per simulator step."""
+MAX_LINES = 4
+"""Lines that one line of a caption may be wrapped to."""
 
 
 class VideoError(RuntimeError):
@@ -51,8 +53,8 @@ def write_video(
     Args:
         path: file to write; missing folders are made.
         frames: [T, height, width, 3] uint8.
-        captions: one text per frame, drawn under the picture; lines are cut where they do not fit.
-            Empty for none.
+        captions: one text per frame, drawn under the picture, wrapped to its width (4 lines at
+            most for each of its own). Empty for none.
         fps: frames per second.
 
     Returns:
@@ -101,7 +103,8 @@ def _captioned(
     frames: Sequence[np.ndarray] | np.ndarray, captions: Sequence[str]
 ) -> Iterator[np.ndarray]:
     """Frames of even size, each with its caption on a dark band below it."""
-    lines = max((text.count("\n") + 1 for text in captions), default=0)
+    wrapped = {text: _wrapped(text, np.asarray(frames[0]).shape[1] - 12) for text in set(captions)}
+    lines = max(map(len, wrapped.values()), default=0)
     band = lines * LINE_HEIGHT + (8 if lines else 0)
     drawn: dict[str, np.ndarray] = {}
     for index, frame in enumerate(frames):
@@ -111,21 +114,50 @@ def _captioned(
         if lines:
             text = captions[index]
             if text not in drawn:
-                drawn[text] = _draw_text(text, width, band)
+                drawn[text] = _draw_text(wrapped[text], width, band)
             picture[height : height + band, :width] = drawn[text]
         yield picture
 
 
-def _draw_text(text: str, width: int, height: int) -> np.ndarray:
+def _wrapped(text: str, width: int) -> list[str]:
+    """Lines of at most ``width`` pixels; what then does not fit is cut."""
+    font = _font()
+    lines: list[str] = []
+    for paragraph in text.split("\n"):
+        room, line = len(lines) + MAX_LINES - 1, ""
+        for word in paragraph.split(" "):  # several spaces are kept
+            longer = f"{line} {word}" if line else word
+            if line and font.getlength(longer) > width and len(lines) < room:
+                lines.append(line)
+                longer = word
+            line = longer
+        lines.append(line)
+    return [_cut(line, width) for line in lines]
+
+
+def _cut(line: str, width: int) -> str:
+    if _font().getlength(line) <= width:
+        return line
+    while line and _font().getlength(f"{line}…") > width:
+        line = line[:-1]
+    return f"{line}…"
+
+
+@cache
+def _font() -> Any:
+    from PIL import ImageFont
+
+    return ImageFont.load_default(13)
+
+
+def _draw_text(lines: Sequence[str], width: int, height: int) -> np.ndarray:
     """[height, width, 3] uint8: light text on a dark band."""
-    from PIL import Image, ImageDraw, ImageFont
+    from PIL import Image, ImageDraw
 
     image = Image.new("RGB", (width, height), (24, 26, 30))
-    pen, font = ImageDraw.Draw(image), ImageFont.load_default(13)
-    for number, line in enumerate(text.split("\n")):
-        while line and pen.textlength(line, font=font) > width - 12:
-            line = line[:-2].rstrip() + "…" if len(line) > 2 else ""
-        pen.text((6, 4 + number * LINE_HEIGHT), line, font=font, fill=(235, 235, 235))
+    pen = ImageDraw.Draw(image)
+    for number, line in enumerate(lines):
+        pen.text((6, 4 + number * LINE_HEIGHT), line, font=_font(), fill=(235, 235, 235))
     return np.asarray(image)
 
 
@@ -183,9 +215,8 @@ def film_run(
     progress.update("filming", episodes, episodes)
     progress.close()
     target = Path(output) if output else run / "videos" / f"{checkpoint or 'policy'}.mp4"
-    return write_video(
-        target, frames, captions=captions, fps=80 // FRAME_SKIP if metaworld else FPS
-    )
+    fps = STEPS_PER_SECOND.get(simulator, 30) // (FRAME_SKIP if metaworld else 1)
+    return write_video(target, frames, captions=captions, fps=fps)
 
 
 def film_episode(

@@ -12,11 +12,8 @@ from __future__ import annotations
 
 import functools
 import logging
-import os
 import warnings
 from typing import Any
-
-from embodied_rl.doctor import gl_backend
 
 KEPT = ("RenderBodyComponent", "RenderCameraComponent", "RenderSystem", "RenderSystemGroup")
 """Render classes that ManiSkill looks up by type, which works without a driver."""
@@ -75,8 +72,6 @@ def import_maniskill() -> Any:
     """
     if not can_draw():
         _replace_render_classes()
-        # ManiSkill imports mujoco, which reads it once; films are drawn by it here.
-        os.environ.setdefault("MUJOCO_GL", gl_backend() or "disable")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from embodied_rl import video
-from embodied_rl.video import LINE_HEIGHT, VideoError, write_video
+from embodied_rl.video import LINE_HEIGHT, MAX_LINES, VideoError, _font, _wrapped, write_video
 
 av = pytest.importorskip("av")
 
@@ -49,9 +49,21 @@ def test_caption_is_below_the_picture_and_changes_with_it(tmp_path: Path) -> Non
     assert np.abs(band[2] - band[1]).max() > 100
 
 
-def test_long_captions_are_cut_and_not_wrapped(tmp_path: Path) -> None:
-    decoded = decode(write_video(tmp_path / "v.mp4", colours(2), captions=["word " * 200] * 2))
-    assert decoded.shape[1] < 64 + 2 * LINE_HEIGHT
+def test_long_captions_are_wrapped_to_a_few_lines_and_then_cut(tmp_path: Path) -> None:
+    two = decode(write_video(tmp_path / "a.mp4", colours(2), captions=["word word word"] * 2))
+    assert two.shape[1] == 64 + 2 * LINE_HEIGHT + 8
+    bands = two[0, 64:].astype(int).reshape(2, -1, *two.shape[2:])[:, 4:14]
+    assert (bands.max((1, 2, 3)) > 150).all()  # there is text in both lines
+    many = decode(write_video(tmp_path / "b.mp4", colours(2), captions=["word " * 200] * 2))
+    assert many.shape[1] == 64 + MAX_LINES * LINE_HEIGHT + 8
+
+
+def test_wrapping_keeps_every_word_in_order() -> None:
+    text = "pick up the black bowl between the plate and the ramekin"
+    lines = _wrapped(text, 120)
+    assert len(lines) > 2 and " ".join(lines) == text
+    assert max(map(_font().getlength, lines)) <= 120
+    assert _wrapped("step 3   reward 1", 500) == ["step 3   reward 1"]
 
 
 @pytest.mark.parametrize(
