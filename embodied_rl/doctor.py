@@ -137,7 +137,8 @@ def _drawing() -> Check:
 
 def _vulkan() -> Check:
     mend = (
-        "ManiSkill's observations with pictures need it (states and films do not): apt-get install libvulkan1 "
+        "ManiSkill's observations with pictures need it (states and films do not): apt-get "
+        "install libvulkan1 "
         "mesa-vulkan-drivers; Mesa 25 or newer, on Debian 12 from bookworm-backports "
         "(apt-get install -t bookworm-backports mesa-vulkan-drivers)"
     )

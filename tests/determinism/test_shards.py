@@ -2,7 +2,7 @@
 
 import dataclasses
 import time
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -149,10 +149,10 @@ def test_what_a_shard_raises_reaches_the_caller():
 
 def test_gradient_steps_are_taken_once_per_decision_of_all_shards():
     env = build_training_env(ENV, seed=5, autoreset=True, device="cpu")
-    calls = []
-    cursor = rollouts.start(env)
+    calls: list[int] = []
+    cursor, policy = rollouts.start(env), cast(Any, Greedy())
     rollouts.collect(
-        env, Greedy(), cursor, num_steps=6, generator=None, while_stepping=lambda: calls.append(1)
+        env, policy, cursor, num_steps=6, generator=None, while_stepping=lambda: calls.append(1)
     )
     assert len(calls) == 6
 
