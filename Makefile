@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint oracles bench
+.PHONY: help demo test slow lint oracles bench
 
 bin := .venv/bin
 setup := VENV=.venv scripts/setup.sh
@@ -22,6 +22,9 @@ demo: ## imitate ten expert episodes of a Meta-World task, then improve the poli
 
 test: lint ## lint, then every test that needs neither minutes nor a GPU
 	@$(gl) OMP_NUM_THREADS=1 $(bin)/python -m pytest -m "not slow and not gpu" -n 2 --dist worksteal
+
+slow: lint ## the tests that take minutes: every LIBERO task, ManiSkill id and Atari game
+	@$(gl) OMP_NUM_THREADS=1 $(bin)/python -m pytest -m "slow and not gpu" -n 2 --dist worksteal
 
 lint: ## ruff, pyright and the import borders
 	@$(setup) $(test_extras)

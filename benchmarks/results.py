@@ -12,11 +12,13 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from embodied_rl.evaluate import make_manifest
 from embodied_rl.metrics import append_jsonl, read_jsonl
 from embodied_rl.statistics import bootstrap_interval, wilson_interval
 
@@ -217,6 +219,47 @@ def task_table(group: str) -> str:
     return "\n".join(lines)
 
 
+def libero_table(group: str) -> str:
+    """Markdown: success of each task on the states trained on, on the others, and on all 50."""
+    lines = []
+    for command, runs in by_command(group).items():
+        lines += [
+            f"`{command}`, {len(runs)} seed{'s' if len(runs) > 1 else ''}, greedy:",
+            "",
+            "| task | SFT, held-out | RL, held-out | SFT, all 50 states | RL, all 50 states |",
+            "|---|---|---|---|---|",
+        ]
+        tasks = list(runs[0]["evaluations"][0]["per_task"])
+        for task in [*tasks, None]:
+            cells = [
+                on_states(runs, label, task, states)
+                for states in (HELD_OUT, range(50))
+                for label in ("sft", "rl")
+            ]
+            lines.append(f"| {task or '**all tasks**'} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def on_states(runs: Sequence[dict[str, Any]], label: str, task: str | None, states: range) -> str:
+    """Greedy success over the episodes of ``task`` (None: all) that start from ``states``."""
+    wins = count = 0
+    for evaluation in (e for r in runs for e in r["evaluations"]):
+        if (evaluation["label"], evaluation["mode"]) != (label, "greedy"):
+            continue
+        names = list(evaluation["per_task"])
+        manifest = make_manifest(
+            names, episodes=evaluation["episodes"], split="test", simulator="libero"
+        )
+        assert manifest.sha256 == evaluation["manifest_sha256"]
+        for name, seed, flag in zip(
+            manifest.tasks, manifest.seeds, evaluation["successes"], strict=True
+        ):
+            if seed % 50 in states and task in (None, name):
+                wins, count = wins + int(flag), count + 1
+    low, high = wilson_interval(wins, count)
+    return f"{wins}/{count} = {wins / count:.0%} [{low * 100:.0f}, {high * 100:.0f}]"
+
+
 def by_command(group: str) -> dict[str, list[dict[str, Any]]]:
     """Records of a group, by command, in the order of their seeds."""
     records = sorted(
@@ -248,6 +291,8 @@ def main(arguments: list[str]) -> None:
         run_missing(groups)
     for group in groups:
         print(f"\n## {group}\n\n{table(group)}")
+        if group == "libero":
+            print(f"\n{libero_table(group)}")
         if group == "mt10":
             print(f"\n{sampler_table(group)}\n\n{task_table(group)}")
 
