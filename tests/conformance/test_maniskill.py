@@ -291,6 +291,20 @@ def test_every_backend_plays_the_same_episodes(backend: str) -> None:
         env.close()
 
 
+def test_worker_count_does_not_matter() -> None:
+    episodes = []
+    for count in (1, 2):
+        options: dict[str, Any] = {"num_envs": 5, "seed": 3, "max_episode_steps": 7}
+        env = make_env("maniskill", tasks="StackCube-v1", num_threads=count, **options)
+        generator = torch.Generator().manual_seed(0)
+        seen = [env.reset()[0]["state"]]
+        for _ in range(10):
+            seen.append(env.step(torch.rand((5, 4), generator=generator) * 2 - 1)[0]["state"])
+        episodes.append(torch.stack(seen))
+        env.close()
+    assert torch.equal(episodes[0], episodes[1])
+
+
 class Alone:
     """N rows in scenes of their own."""
 
