@@ -297,10 +297,9 @@ def test_worker_count_does_not_matter() -> None:
         options: dict[str, Any] = {"num_envs": 5, "seed": 3, "max_episode_steps": 7}
         env = make_env("maniskill", tasks="StackCube-v1", num_threads=count, **options)
         generator = torch.Generator().manual_seed(0)
-        seen = [env.reset()[0]["state"]]
-        for _ in range(10):
-            seen.append(env.step(torch.rand((5, 4), generator=generator) * 2 - 1)[0]["state"])
-        episodes.append(torch.stack(seen))
+        first = env.reset()[0]["state"]
+        actions = torch.rand((10, 5, 4), generator=generator) * 2 - 1
+        episodes.append(torch.stack([first, *(env.step(action)[0]["state"] for action in actions)]))
         env.close()
     assert torch.equal(episodes[0], episodes[1])
 
