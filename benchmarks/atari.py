@@ -32,6 +32,8 @@ from typing import Any
 
 import numpy as np
 
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the command does, before torch is there
+
 from embodied_rl import trainer
 from embodied_rl.metrics import METRICS_FILE, read_jsonl
 from embodied_rl.registry import registry

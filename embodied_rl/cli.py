@@ -30,6 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     # Two thread pools on the same cores slow each other down many times over.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # idle ones leave the core to simulators
     parser = argparse.ArgumentParser(
         prog="embodied-rl", description="Reinforcement learning for policies that act."
     )
