@@ -14,6 +14,8 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
 import gymnasium
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -63,6 +65,25 @@ class LogProbOutput:
     joint_log_probs: Tensor | None = None
     unit_weight: Tensor | None = None
     clip_scale: Tensor | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Question:
+    """One question of a task in words: what a policy is asked, and what a reward checks it against.
+
+    Attributes:
+        task: name of the task that it is one of.
+        prompt: text, in the order in which it is read.
+        images: uint8 ``[height, width, 3]`` each, shown before the text.
+        answer: the reference answer, as a model would write it.
+        data: what else the task's reward needs (choices, boxes, spans, tolerances), by name.
+    """
+
+    task: str
+    prompt: str
+    answer: str
+    images: tuple[npt.NDArray[np.uint8], ...] = ()
+    data: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
