@@ -34,7 +34,7 @@ NEEDS_GL = ("metaworld", "libero")
 MIN_WIDTH = 256
 """Pixels that a line of a caption needs."""
 MAX_SECONDS = 60
-"""Length at which the film of an episode is cut; a game that is played badly may last half an hour."""
+"""Length at which the film of an episode is cut; a badly played game may last half an hour."""
 MAX_LINES = 4
 """Lines that one line of a caption may be wrapped to."""
 
