@@ -57,7 +57,7 @@ MAIN = (
 HARD = (("pick_place", 3), ("push", 3), ("basketball", 2))
 MANISKILL = (
     ("pick_cube", 8, 300_000),
-    ("stack_cube", 7, 500_000),
+    ("stack_cube", 7, 1_000_000),
     ("place_sphere", 2, 200_000),
     ("push_cube", 1, 100_000),
 )
