@@ -38,7 +38,7 @@ def atari_ppo(game: str) -> TrainConfig:
 
 
 def pong_ppo() -> TrainConfig:
-    """Pong in half an hour on two cores: three actions, screens of 60x60 and a small CNN."""
+    """Pong for two cores: three actions, screens of 60x60 and a small CNN."""
     return TrainConfig(
         name="pong_ppo",
         env=EnvConfig(
