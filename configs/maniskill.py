@@ -55,7 +55,7 @@ def flow_sde(task: str) -> TrainConfig:
     """Flow-SDE: stochastic sampling chain, PPO on its likelihood.
 
     Running out of time is failure: a critic that looks past the time limit can come to predict
-    success for a policy that has unlearned it (PickCube, one seed of four: 30 to 5 %).
+    success for a policy that has unlearned it (PickCube, one seed of two: 30 to 5 %).
     """
     return replace(
         sft(task),
