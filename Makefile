@@ -21,10 +21,10 @@ demo: ## imitate ten expert episodes of a Meta-World task, then improve the poli
 	@$(gl) $(bin)/embodied-rl demo
 
 test: lint ## lint, then every test that needs neither minutes nor a GPU
-	@$(gl) OMP_NUM_THREADS=1 $(bin)/python -m pytest -m "not slow and not gpu" -n 2 --dist worksteal
+	@$(gl) OMP_NUM_THREADS=1 $(bin)/python -m pytest -m "not slow and not gpu" -n 2 --dist worksteal -rs
 
 slow: lint ## the tests that take minutes: every LIBERO task, ManiSkill id and Atari game
-	@$(gl) OMP_NUM_THREADS=1 $(bin)/python -m pytest -m "slow and not gpu" -n 2 --dist worksteal
+	@$(gl) OMP_NUM_THREADS=1 $(bin)/python -m pytest -m "slow and not gpu" -n 2 --dist worksteal -rs
 
 lint: ## ruff, pyright and the import borders
 	@$(setup) $(test_extras)
