@@ -38,7 +38,11 @@ def atari_ppo(game: str) -> TrainConfig:
 
 
 def pong_ppo() -> TrainConfig:
-    """Pong for two cores: three actions, screens of 60x60 and a small CNN."""
+    """Pong for two cores: three actions, screens of 60x60, many small gradient steps.
+
+    64 gradient steps per 1,024 decisions, where the common setting takes 16: simulating costs more
+    than learning here, and a decision that is used more often teaches more.
+    """
     return TrainConfig(
         name="pong_ppo",
         env=EnvConfig(
@@ -51,12 +55,12 @@ def pong_ppo() -> TrainConfig:
             ),
             num_envs=16,
         ),
-        policy=component(
-            "policies", "categorical_cnn", trunk="small", feature_dim=256, precision="bfloat16"
+        policy=component("policies", "categorical_cnn", trunk="nature", precision="bfloat16"),
+        algorithm=_ppo(learning_rate=5e-4, num_epochs=4, num_minibatches=16).replace(
+            clip_ratio_low=0.2, clip_ratio_high=0.2
         ),
-        algorithm=_ppo(learning_rate=5e-4, num_epochs=3, num_minibatches=8),
-        num_steps=128,
-        total_env_steps=4_000_000,
+        num_steps=64,
+        total_env_steps=2_500_000,
         num_threads=2,
         evaluation=EvalConfig(episodes=10),
     )
