@@ -96,7 +96,7 @@ CASES: tuple[Case, ...] = (
         for t, n, steps in MANISKILL
     ),
     Case("libero", "libero/object_flow_sde", demonstrations(1), seeds=(0,)),
-    Case("libero", "libero/spatial_flow_sde", demonstrations(1), seeds=(0,)),
+    Case("libero", "libero/spatial_flow_sde", demonstrations(4), seeds=(0,)),
     *(Case("gaussian", f"metaworld/{t}_ppo", demonstrations(n)) for t, n in MAIN[:2]),
 )
 
