@@ -27,14 +27,25 @@ STEP = 0.1
 """Metres that an action of 1 asks for."""
 TURN = 0.1
 """Radians likewise."""
-LAGGING = 0.35
-"""Gain of a controller that adds up targets, which the arm follows with a delay of two steps."""
-LEAN = 0.7
-"""Radians by which the hand leans before it takes the peg."""
-PEG = 0.12
-"""Half the length of the peg."""
+BASE = np.array([-0.615, 0.0, 0.0])
+"""Foot of the arm."""
+REACH = 0.78
+"""Metres sideways from the foot that the hand reaches. The controller refuses a pose beyond, and
+the arm stands still."""
+LEAN = -0.4
+"""Radians by which the hand leans before it takes the peg; negative: fingers away from the robot.
+The last joint but one is at its limit soon after."""
+PEG, PEG_WIDTH = 0.12, 0.025
+"""Half its length and half its width."""
 GRIP = 0.05
 """Metres from the middle of the peg towards the end that comes up, where it is taken."""
+AHEAD = 0.4
+"""Radians: while it turns the peg is held as high as if it had already turned so much farther, so
+that its lower end does not push against the table."""
+STAND = -0.18
+"""x where the peg is stood up, so near that the hand reaches it with its fingers to the robot."""
+CARRY = 0.05
+"""Metres sideways that the peg aims ahead."""
 CUBE = 0.02
 """Half the edge of every cube, radius of the ball."""
 OPEN, CLOSED = 1.0, -1.0
@@ -44,7 +55,16 @@ FINGER = 8
 
 def _towards(target: Array, tcp: Array, gripper: float, *, gain: float = 1.6) -> Array:
     displacement = np.clip(gain * (target - tcp) / STEP, -1.0, 1.0)
+    if _distance(tcp + STEP * displacement) > max(REACH, _distance(target)):
+        # Not past the target, and straight: the line between two points within reach is, too.
+        way = (target - tcp) / STEP
+        displacement = way / max(1.0, float(np.abs(way).max()))
     return np.array([*displacement, gripper], np.float32)
+
+
+def _distance(point: Array) -> float:
+    """Metres sideways from the foot of the arm."""
+    return float(np.linalg.norm((point - BASE)[:2]))
 
 
 def _above(point: Array, height: float) -> Array:
@@ -132,33 +152,47 @@ def _shove(tcp: Array, goal: Array, cube: Array, *, away: float, gap: float) -> 
 
 
 def _lift_peg(state: Array) -> Array:
-    """Lean the hand back, take the peg behind its middle, raise it, lean forward, set it down.
+    """Lean forward, take the peg on the robot's side of its middle, turn it upright, set it down.
 
-    The wrist turns by 45 degrees each way, so that the peg turns by the 90 it needs.
+    The hand leans back by the 90 degrees that the peg needs, and pulls it towards the robot.
     """
-    # This controller shows its target pose at 18:25.
-    tcp, peg = state[25:28], state[32:35]
-    lean = np.arcsin(np.clip(-_axis(state[28:32], 2)[0], -1.0, 1.0))  # > 0: fingers to the robot
-    along = _axis(state[35:39], 0)
-    along = along if along[0] + along[2] > 0 else -along
-    steep = np.arcsin(np.clip(along[2], 0.0, 1.0))
+    tcp, lean = state[25:28], _lean(state[28:32])
+    peg, along = state[32:35], _axis(state[35:39], 0)
+    along = along if along[2] > along[0] else -along  # to the end that comes up
+    steep = float(np.arctan2(along[2], -along[0]))
     grip = peg + GRIP * along
     held = np.linalg.norm(grip - tcp) < 0.03 and state[FINGER] < 0.03
     if not held:
-        ready = abs(lean - LEAN) < 0.1
-        goal = grip if ready else _above(grip, 0.08)
+        ready = abs(lean - LEAN) < 0.15 and np.linalg.norm((grip - tcp)[:2]) < 0.03
         near = ready and np.linalg.norm(grip - tcp) < 0.015
-        move = _towards(goal, tcp, CLOSED if near else OPEN, gain=LAGGING)
-        return _with_turn(move, LAGGING * (lean - LEAN))
+        point = grip if ready else _above(grip, 0.08)
+        return _to_pose(state, point, LEAN, CLOSED if near else OPEN)
     left = np.pi / 2 - steep
-    height = PEG if left < 0.06 else PEG + 0.012
-    move = _towards(_above(tcp, height - peg[2]), tcp, CLOSED, gain=LAGGING)
-    return _with_turn(move, LAGGING * left if peg[2] > 0.06 else 0.0)
+    across = np.clip(STAND - peg[0], -CARRY, CARRY)
+    move = np.array([across, 0.0, _peg_height(steep) - peg[2]])
+    return _to_pose(state, tcp + move, lean + left if peg[2] > 0.04 else lean, CLOSED)
 
 
-def _with_turn(move: Array, angle: float) -> Array:
-    """[dx, dy, dz, gripper] with a turn of the hand about y between, in radians."""
-    return np.array([*move[:3], 0.0, np.clip(angle / TURN, -1.0, 1.0), 0.0, move[3]], np.float32)
+def _peg_height(steep: float) -> float:
+    """Where the middle of a peg belongs that is ``steep`` (radians) and to be turned upright."""
+    angle = min(steep + AHEAD, np.pi / 2)
+    lowest = PEG * np.sin(angle) + PEG_WIDTH * np.cos(angle)
+    return lowest if steep > np.pi / 2 - 0.06 else lowest + 0.006
+
+
+def _to_pose(state: Array, point: Array, lean: float, gripper: float) -> Array:
+    """Move the target of ``pd_ee_target_delta_pose``, which the state shows, to a pose.
+
+    The arm follows its target two steps behind, so the distance of the arm itself would wind it up.
+    """
+    way = np.clip((point - BASE - state[18:21]) / STEP, -0.4, 0.4)
+    turn = np.clip((_lean(state[21:25]) - lean) / TURN, -1.0, 1.0)
+    return np.array([*way, 0.0, turn, 0.0, gripper], np.float32)
+
+
+def _lean(quaternion: Array) -> float:
+    """Radians by which the fingers point to the robot instead of down."""
+    return float(np.arcsin(np.clip(-_axis(quaternion, 2)[0], -1.0, 1.0)))
 
 
 def _axis(quaternion: Array, number: int) -> Array:

@@ -184,6 +184,54 @@ def test_a_batch_mixes_tasks_and_the_expert_solves_them():
         env.close()
 
 
+def bowl_scene(*, bowl: np.ndarray, obstacle: np.ndarray) -> expert._Scene:
+    """An upright bowl on the table, the open hand above its middle."""
+    state = np.zeros(layout.state_size(1))
+    turned_down = (0.0, 1.0, 0.0, 1.0, 0.0, 0.0)
+    state[layout.ROBOT["hand"]] = bowl + np.array([0.0, 0.0, 0.2])
+    state[layout.ROBOT["rotation"]] = turned_down
+    state[layout.ROBOT["command"]] = expert.OPEN
+    block = layout.goal_blocks(state)[0]
+    block[layout.GOAL["position"]] = block[layout.GOAL["centre"]] = bowl
+    block[layout.GOAL["rotation"]] = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0)
+    block[layout.GOAL["extents"]] = (0.054, 0.054, 0.025)
+    block[layout.GOAL["obstacle"]] = obstacle
+    return expert._scene(state, block, "")
+
+
+@pytest.mark.parametrize("x", [-0.2, -0.05, 0.05, 0.1, 0.14])
+@pytest.mark.parametrize("y", [-0.3, -0.1, 0.0, 0.2, 0.3])
+def test_a_bowl_is_taken_by_the_rim_away_from_its_neighbour_or_on_the_robots_side(x, y):
+    bowl = np.array([x, y, 0.92])
+    for aside in (0.1, -0.1):
+        neighbour = bowl + np.array([0.0, aside, 0.0])
+        grasp = expert.choose_grasp(bowl_scene(bowl=bowl, obstacle=neighbour))
+        to_rim = grasp.point - bowl
+        assert 0.045 < np.linalg.norm(to_rim[:2]) < 0.049
+        assert abs(to_rim[:2] @ grasp.axis[:2]) == pytest.approx(np.linalg.norm(to_rim[:2]))
+        away = to_rim[1] * aside < 0
+        free = bowl[:2] - np.array([0.0, np.sign(aside) * 0.047])
+        far = np.linalg.norm(free - expert.BASE) > expert.REACH
+        assert away != far
+        assert not far or np.linalg.norm(grasp.point[:2] - expert.BASE) < np.linalg.norm(
+            free - expert.BASE
+        )
+
+
+@needs_scenes
+@pytest.mark.parametrize(("task", "state"), [("spatial/6", 10), ("spatial/9", 0)])
+def test_the_expert_takes_what_the_arm_barely_reaches(task, state):
+    row = LiberoRow(tasks=expand_tasks(task), assets=str(assets_folder()), stepping="fast")
+    obs, name, solved = row.reset(task_id=0, seed=state), row.task_names[0], False
+    for _ in range(150):
+        transition = row.step(expert.expert_action(obs["state"].astype(np.float64), name))
+        obs, solved = transition.obs, bool(transition.success)
+        if solved:
+            break
+    assert solved
+    row.close()
+
+
 @needs_scenes
 @pytest.mark.skipif(gl_backend() is None, reason="drawing needs EGL or OSMesa")
 def test_pictures_are_upright_and_leave_the_episode_alone():

@@ -248,15 +248,18 @@ def test_rotation_columns_agree_with_scipy() -> None:
     assert np.allclose(rotation_columns(wxyz), expected)
 
 
+OUT_OF_THE_WAY = {"LiftPegUpright-v1": (103, 104, 105, 107), "StackCube-v1": (126, 138, 155, 186)}
+"""Seeds that put things where the arm reaches them with care only."""
+
+
 @pytest.mark.parametrize(
     "task",
-    first_fast(
-        "StackCube-v1", "PickCube-v1", "PushCube-v1", "PullCube-v1", "PlaceSphere-v1", fast=1
-    ),
+    first_fast(*OUT_OF_THE_WAY, *sorted({*EXPERTS} - {*OUT_OF_THE_WAY}), fast=2),
 )
 def test_experts_solve_their_tasks(task: str) -> None:
     scenes, act = Scenes(task, options=SceneOptions(), num_envs=4), expert(task)
-    state = scenes.reset(np.arange(4), np.arange(4))["state"]
+    seeds = np.array(OUT_OF_THE_WAY.get(task, range(4)))
+    state = scenes.reset(np.arange(4), seeds)["state"]
     solved = np.zeros(4, np.bool_)
     for _ in range(MAX_EPISODE_STEPS[task]):
         step = scenes.step(np.stack([act(row.astype(np.float64)) for row in state]))
