@@ -134,7 +134,8 @@ def test_an_episode_is_a_function_of_seed_and_actions(task: str) -> None:
     play(row, 6, actions[:5])
     assert np.array_equal(play(row, 5, actions), first)
     assert np.array_equal(play(other, 5, actions), first)
-    assert not np.array_equal(play(row, 7, actions), first)
+    alike = task in ("Empty-v1", "TableTopFreeDraw-v1")  # with nothing random in their starts
+    assert np.array_equal(play(row, 7, actions), first) == alike
     row.close()
     other.close()
 
