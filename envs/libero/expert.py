@@ -54,6 +54,8 @@ BASE, REACH = np.array([-0.66, 0.0]), 0.735
 away the elbow is at its limit, and the hand stops short of where it should be."""
 DEEP, DEEP_EXIT = "in_the_top_drawer", 1.14
 """Part of the name of a task whose thing starts in something, and m to raise it to get it out."""
+OTHER_VERBS = frozenset(("close", "open", "push", "turn"))
+"""Words in the names of tasks that ask for more than to pick and place."""
 CLOSED, OPEN = 1.0, -1.0
 UP = np.array([0.0, 0.0, 1.0])
 
@@ -103,7 +105,17 @@ def experts(task_names: Sequence[str]) -> Callable[[Tensor, Tensor], Tensor]:
 
     Args:
         task_names: name of every task id.
+
+    Raises:
+        ValueError: a task where something is to be opened, closed, pushed or turned.
     """
+    others = [name for name in task_names if OTHER_VERBS & set(name.split("_"))]
+    if others:
+        raise ValueError(
+            f"LIBERO's scripted expert only picks and places, which does not do for {len(others)} "
+            f"of {len(task_names)} tasks ({', '.join(others)}): name other tasks in "
+            "env.simulator.tasks, or give --policy RUN or a dataset"
+        )
 
     def act(state: Tensor, task_ids: Tensor) -> Tensor:
         rows: Array = state.cpu().numpy().astype(np.float64)
