@@ -35,6 +35,15 @@ TASKS: dict[str, TaskEntry] = {
     "crowd_boxes": TaskEntry("grounding:CROWD_BOXES", "box_match", 0.0),
     "jigsaw_full": TaskEntry("jigsaw:JIGSAW_FULL", "jigsaw_fraction", 1 / 4),
     "jigsaw_pair": TaskEntry("jigsaw:JIGSAW_PAIR", "choice_match", 1 / 8),
+    "chart_qa": TaskEntry("charts:CHART_QA", "numeric", (1 / 9 + 1 / 4 + 1 / 4) / 3),
+    "chart_to_code": TaskEntry("charts:CHART_TO_CODE", "chart_code", 0.0),
+    "temporal_grounding": TaskEntry("video:TEMPORAL_GROUNDING", "tiou", 0.0),
+    "strip_video": TaskEntry("video:STRIP_VIDEO", "exact_match", 1 / 4),
+    "trance_like": TaskEntry("trance:TRANCE_LIKE", "transformation_partial", 0.0),
+    "affordance_points": TaskEntry("affordance:AFFORDANCE_POINTS", "point_match", 0.0),
+    "few_shot_classification": TaskEntry("few_shot:FEW_SHOT", "class_match", 1 / 2),
+    "timeseries_plot": TaskEntry("timeseries:TIMESERIES", "class_match", 1 / 4),
+    "page_rerank": TaskEntry("pages:PAGE_RERANK", "rerank", 0.12),
 }
 
 
