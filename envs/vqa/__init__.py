@@ -44,6 +44,10 @@ TASKS: dict[str, TaskEntry] = {
     "few_shot_classification": TaskEntry("few_shot:FEW_SHOT", "class_match", 1 / 2),
     "timeseries_plot": TaskEntry("timeseries:TIMESERIES", "class_match", 1 / 4),
     "page_rerank": TaskEntry("pages:PAGE_RERANK", "rerank", 0.12),
+    "pairwise_judge": TaskEntry("judge:PAIRWISE_JUDGE", "pairwise_choice", 1 / 2),
+    "perception_checklist": TaskEntry("judge:PERCEPTION_CHECKLIST", "checklist", 0.0),
+    "retrieval_embed": TaskEntry("retrieval:RETRIEVAL_EMBED", "retrieval_rank", 1 / 50),
+    "cad_code": TaskEntry("cad:CAD_CODE", "cad_geometry", 0.0),
 }
 
 

@@ -28,7 +28,10 @@ TOOLS: dict[str, tuple[tuple[float, float, float, float], tuple[tuple[float, ...
     "spoon": ((0.45, 0.4, 0.55, 1.0), ((0.5, 0.22, 0.18),)),
     "knife": ((0.42, 0.62, 0.58, 1.0), ((0.45, 0.0, 0.55, 0.62),)),
     "mug": ((0.78, 0.35, 0.95, 0.7), ((0.2, 0.2, 0.78, 0.9),)),
-    "rake": ((0.46, 0.25, 0.54, 1.0), ((0.1, 0.15, 0.9, 0.25), (0.1, 0.0, 0.16, 0.15), (0.84, 0.0, 0.9, 0.15))),
+    "rake": (
+        (0.46, 0.25, 0.54, 1.0),
+        ((0.1, 0.15, 0.9, 0.25), (0.1, 0.0, 0.16, 0.15), (0.84, 0.0, 0.9, 0.15)),
+    ),
     "pan": ((0.45, 0.6, 0.55, 1.0), ((0.5, 0.3, 0.3),)),
     "spade": ((0.45, 0.0, 0.55, 0.6), ((0.3, 0.6, 0.7, 1.0),)),
     "wrench": ((0.43, 0.25, 0.57, 0.8), ((0.5, 0.15, 0.15), (0.3, 0.8, 0.7, 0.95))),
@@ -156,7 +159,9 @@ def solve(question: Question) -> str:
 
 def guess(question: Question, rng: Random) -> str:
     """A random pixel."""
-    return json.dumps([rng.randrange(question.data["width"]), rng.randrange(question.data["height"])])
+    return json.dumps(
+        [rng.randrange(question.data["width"]), rng.randrange(question.data["height"])]
+    )
 
 
 AFFORDANCE_POINTS = Task(

@@ -150,9 +150,7 @@ def draw_chart(chart: Chart, options: ChartOptions) -> Image:
         return np.ascontiguousarray(np.asarray(canvas.buffer_rgba())[..., :3])
 
 
-def make_chart_qa(
-    options: ChartOptions, *, seed: int, split: Split, draw: bool = True
-) -> Question:
+def make_chart_qa(options: ChartOptions, *, seed: int, split: Split, draw: bool = True) -> Question:
     """A value, or the label of the largest or smallest one. ``data``: kind, chart, candidates."""
     rng = stream("chart_qa", options, seed=seed, split=split)
     chart = _draw_content(rng, options, split)

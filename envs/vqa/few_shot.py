@@ -96,7 +96,9 @@ def make_question(
     order = rng.sample(list(range(options.ways)) * options.shots, options.ways * options.shots)
     target = rng.randrange(options.ways)
     shift = options.shift
-    places = [(rng.randint(-shift, shift), rng.randint(-shift, shift)) for _ in range(len(order) + 1)]
+    places = [
+        (rng.randint(-shift, shift), rng.randint(-shift, shift)) for _ in range(len(order) + 1)
+    ]
     pictures = [*order, target]
     images = tuple(
         _draw(classes[i], *place, options.size)

@@ -120,9 +120,7 @@ def _draw_picture(
     return _Picture(u, v, items)
 
 
-def _pieces(
-    picture: _Picture, options: JigsawFullOptions | JigsawPairOptions
-) -> list[list[Image]]:
+def _pieces(picture: _Picture, options: JigsawFullOptions | JigsawPairOptions) -> list[list[Image]]:
     """``[rows][columns]`` of pieces."""
     height = options.size // options.rows * options.rows
     width = options.size // options.columns * options.columns
@@ -133,9 +131,7 @@ def _pieces(
     for item in picture.items:
         paint(image, item)
     bands = np.split(image, options.rows, axis=0)
-    return [
-        [np.ascontiguousarray(p) for p in np.split(b, options.columns, axis=1)] for b in bands
-    ]
+    return [[np.ascontiguousarray(p) for p in np.split(b, options.columns, axis=1)] for b in bands]
 
 
 def make_full(

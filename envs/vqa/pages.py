@@ -74,7 +74,9 @@ def _draw_page(title: str, bars: tuple[int, ...], options: PageRerankOptions) ->
         pen.line((4, 19 + 5 * line, options.width - 5 - 14 * line, 19 + 5 * line), fill=(180,) * 3)
     for index, bar in enumerate(bars):
         left = 6 + 11 * index
-        pen.rectangle((left, options.height - 5 - 2 * bar, left + 7, options.height - 5), (70, 110, 170))
+        pen.rectangle(
+            (left, options.height - 5 - 2 * bar, left + 7, options.height - 5), (70, 110, 170)
+        )
     return np.array(page)
 
 
@@ -127,6 +129,4 @@ def guess(question: Question, rng: Random) -> str:
     return ", ".join(map(str, rng.sample(range(1, count + 1), count)))
 
 
-PAGE_RERANK = Task(
-    options=PageRerankOptions, make_question=make_question, solve=solve, guess=guess
-)
+PAGE_RERANK = Task(options=PageRerankOptions, make_question=make_question, solve=solve, guess=guess)

@@ -67,7 +67,9 @@ class ShapesVQAOptions:
         if not self.kinds or set(self.kinds) - set(KINDS):
             raise ValueError(f"kinds is {self.kinds}: choose some of {KINDS}")
         if self.grid % 2:
-            raise ValueError(f"grid is {self.grid}: an even number, so that every cell has a corner")
+            raise ValueError(
+                f"grid is {self.grid}: an even number, so that every cell has a corner"
+            )
         check_range("shortcut", self.shortcut, 0.0, 1.0)
         check_range("max_count", self.max_count, 1, self.grid**2 // 2)
         check_range("num_objects", self.num_objects, 1, self.grid**2)

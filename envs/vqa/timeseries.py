@@ -51,9 +51,7 @@ class TimeSeriesOptions:
         check_range("noise", self.noise, 0.0, 0.5)
 
 
-def signal(
-    kind: str, periods: int, phase: float, number: int
-) -> npt.NDArray[np.float64]:
+def signal(kind: str, periods: int, phase: float, number: int) -> npt.NDArray[np.float64]:
     """``number`` samples of a periodic signal with values in [-1, 1]."""
     turns = periods * np.arange(number) / number + phase
     if kind == "sine":
@@ -81,7 +79,9 @@ def make_question(
     """Which kind of signal is this? ``data``: candidates, periods, amplitude."""
     rng = stream("timeseries_plot", options, seed=seed, split=split)
     kind = rng.choice(KINDS)
-    grid = [(p, a) for p in PERIODS for a in AMPLITUDES if is_held_out(kind, p, a) == (split == "test")]
+    grid = [
+        (p, a) for p in PERIODS for a in AMPLITUDES if is_held_out(kind, p, a) == (split == "test")
+    ]
     periods, amplitude = rng.choice(grid)
     phase, noise_seed = rng.randrange(100) / 100, rng.randrange(2**32)
     images: tuple[Image, ...] = ()

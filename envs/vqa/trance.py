@@ -97,7 +97,9 @@ def make_question(
     turns = rng.randrange(4) if options.turn else 0
     view = [turned(item, turns, size=size) for item in after]
     images = (draw_scene(before, size=size), draw_scene(view, size=size)) if draw else ()
-    seen = f"after turning the scene {90 * turns} degrees clockwise" if turns else "from the same side"
+    seen = (
+        f"after turning the scene {90 * turns} degrees clockwise" if turns else "from the same side"
+    )
     return Question(
         task="trance_like",
         prompt=(
@@ -148,6 +150,4 @@ def guess(question: Question, rng: Random) -> str:
     )
 
 
-TRANCE_LIKE = Task(
-    options=TranceOptions, make_question=make_question, solve=solve, guess=guess
-)
+TRANCE_LIKE = Task(options=TranceOptions, make_question=make_question, solve=solve, guess=guess)

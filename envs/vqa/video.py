@@ -200,7 +200,9 @@ def make_strip_video(
     frames: tuple[Image, ...] = ()
     if draw:
         frames = tuple(
-            _frame(i, options, moving, path, event if 0 <= i - start < options.event_frames else None)
+            _frame(
+                i, options, moving, path, event if 0 <= i - start < options.event_frames else None
+            )
             for i in range(options.num_frames)
         )
     shown = options.shown()
@@ -251,7 +253,9 @@ def pick_frames(question: Question, indices: Sequence[int]) -> tuple[Image, ...]
     frames = question.data["frames"]
     for index in indices:
         if not 0 <= index < len(frames):
-            raise ValueError(f"there is no frame {index}: the film has frames 0 to {len(frames) - 1}")
+            raise ValueError(
+                f"there is no frame {index}: the film has frames 0 to {len(frames) - 1}"
+            )
     return tuple(frames[index] for index in indices)
 
 
@@ -262,7 +266,9 @@ def clip_frames(question: Question, start: int, stop: int, *, number: int) -> tu
         ValueError: an interval outside the film or the wrong way round, or fewer than one frame.
     """
     if stop < start or number < 1:
-        raise ValueError(f"clip {start} to {stop} with {number} frames: give start <= stop, number >= 1")
+        raise ValueError(
+            f"clip {start} to {stop} with {number} frames: give start <= stop, number >= 1"
+        )
     spread = np.linspace(start, stop, number).round().astype(int).tolist()
     return pick_frames(question, sorted({start, stop, *spread} if number > 1 else {start}))
 
@@ -276,7 +282,9 @@ def zoom(image: Image, box: Sequence[int], *, size: int) -> Image:
     x1, y1, x2, y2 = box
     height, width = image.shape[:2]
     if not (0 <= x1 < x2 <= width and 0 <= y1 < y2 <= height):
-        raise ValueError(f"box {list(box)} does not lie in the picture of {width} x {height} pixels")
+        raise ValueError(
+            f"box {list(box)} does not lie in the picture of {width} x {height} pixels"
+        )
     rows = y1 + np.arange(size) * (y2 - y1) // size
     columns = x1 + np.arange(size) * (x2 - x1) // size
     return np.ascontiguousarray(image[rows[:, None], columns])
