@@ -1,4 +1,4 @@
-"""Question answering about pictures: tasks whose questions are made by a program, and files of them.
+"""Question answering about pictures: tasks whose questions a program makes, and files.
 
 ``TASKS`` names every task; `load_task` imports one. The environment that asks the questions and the
 rewards that check the answers are elsewhere: a generator knows its reward only by name.
@@ -20,8 +20,8 @@ __all__ = ["TASKS", "TaskEntry", "load_task"]
 class TaskEntry(NamedTuple):
     """Where a task is, which reward checks it, and what that reward gives for a random guess.
 
-    ``chance`` is for default options: exact where the answer is one of some candidates, else measured
-    on 2,000 questions by the task's own ``guess`` (see docs/vqa.md for the measure).
+    ``chance`` is for default options: exact where the answer is one of some candidates, else
+    measured on 2,000 questions by the task's own ``guess`` (see docs/vqa.md for the measure).
     """
 
     target: str

@@ -1,7 +1,8 @@
 """``affordance_points``: where to take hold of a tool (system 64, Affordance-R1).
 
-A tool is a handle (brown) and a working part (grey), drawn as rectangles and discs whose arrangement
-is the tool's. It lies in one of four directions anywhere in the picture, next to loose pieces.
+A tool is a handle (brown) and a working part (grey), drawn as rectangles and discs whose
+arrangement is the tool's. It lies in one of four directions anywhere in the picture, next to loose
+pieces.
 
 Held out: tools. The test split shows tools of which the train split has none.
 """

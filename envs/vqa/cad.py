@@ -1,4 +1,4 @@
-"""``cad_code``: write the CadQuery program of a solid from its drawing and sizes (system 22, CAD-RL).
+"""``cad_code``: the CadQuery program of a solid from drawing and sizes (system 22, CAD-RL).
 
 Solids, in millimetres, standing on z = 0 and drawn from the top and from the front:
 
@@ -7,9 +7,9 @@ Solids, in millimetres, standing on z = 0 and drawn from the top and from the fr
 - ``shaft``: two cylinders one above the other;
 - ``bracket``: an L of a floor and a wall at its left end, both ``thickness`` thick.
 
-The reference measures are in closed form: volume V, box of the solid, centre of mass sum(V_i c_i) / V
-over the added and cut parts, number of through holes. CadQuery itself is not needed to make a question;
-where it is installed a test builds every reference program and measures the solid.
+The reference measures are in closed form: volume V, box of the solid, centre of mass sum(V_i c_i)
+/ V over the added and cut parts, number of through holes. CadQuery itself is not needed to make a
+question; where it is installed a test builds every reference program and measures the solid.
 
 Held out: sizes, as whole tuples (a fixed quarter of them).
 """
@@ -87,7 +87,7 @@ def _draw_sizes(rng: Random, options: CadCodeOptions) -> Sizes:
 
 
 def hole_places(length: int, holes: int) -> list[float]:
-    """x of each hole: evenly spaced on the middle line of a plate."""
+    """X of each hole: evenly spaced on the middle line of a plate."""
     return [length * ((index + 1) / (holes + 1) - 0.5) for index in range(holes)]
 
 
@@ -96,8 +96,8 @@ def describe(sizes: Sizes) -> str:
     kind, s = sizes
     if kind == "plate":
         drilled = (
-            f" with {s[3]} through holes of diameter {s[4]} along z, evenly spaced in x on its middle "
-            "line"
+            f" with {s[3]} through holes of diameter {s[4]} along z, evenly spaced in x on its "
+            "middle line"
             if s[3]
             else ""
         )
@@ -110,8 +110,8 @@ def describe(sizes: Sizes) -> str:
             f"{s[2]} and height {s[3]}"
         )
     return (
-        f"an L bracket {s[0]} long (x), {s[1]} wide (y) and {s[2]} high (z), {s[3]} thick, its wall at "
-        "the end of smallest x"
+        f"an L bracket {s[0]} long (x), {s[1]} wide (y) and {s[2]} high (z), {s[3]} thick, its wall "
+        "at the end of smallest x"
     )
 
 
@@ -205,7 +205,7 @@ def _ink(mask: np.ndarray) -> Image:
 def make_question(
     options: CadCodeOptions, *, seed: int, split: Split, draw: bool = True
 ) -> Question:
-    """Write the program of this solid. ``data``: code, kind, sizes, and the reference ``measures``."""
+    """Write the program of this solid. ``data``: code, kind, sizes, and ``measures``."""
     rng = stream("cad_code", options, seed=seed, split=split)
     sizes = draw_for_split(rng, split, lambda rng: _draw_sizes(rng, options))
     code = reference_code(sizes)

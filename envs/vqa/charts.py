@@ -1,8 +1,9 @@
-"""``chart_qa`` and ``chart_to_code``: read a chart, or write the program that draws it (system 32, MSRL).
+"""``chart_qa``, ``chart_to_code``: read a chart, or write its program (system 32, MSRL).
 
 A chart is a `Chart`: kind, title, labels and whole numbers. `chart_code` writes it as a matplotlib
-program, `draw_chart` draws it with the library's default style at fixed size, so that its pixels repeat
-on one version of matplotlib; running the program gives the same pixels (a test compares them).
+program, `draw_chart` draws it with the library's default style at fixed size, so that its pixels
+repeat on one version of matplotlib; running the program gives the same pixels (a test compares
+them).
 
 Held out: titles, as pairs of what is measured and where ("Rain in Oslo"), a fixed quarter of them.
 """
@@ -186,15 +187,15 @@ def make_chart_qa(options: ChartOptions, *, seed: int, split: Split, draw: bool 
 def make_chart_to_code(
     options: ChartOptions, *, seed: int, split: Split, draw: bool = True
 ) -> Question:
-    """Write the program that draws this chart. ``data``: chart, code (the reference, which runs)."""
+    """Write the program that draws this chart. ``data``: chart, code (which runs)."""
     rng = stream("chart_to_code", options, seed=seed, split=split)
     chart = _draw_content(rng, options, split)
     code = chart_code(chart, options)
     return Question(
         task="chart_to_code",
         prompt=(
-            "Write a matplotlib program that draws this chart: the same kind of chart, title, labels "
-            f"and values, on a figure of {options.width / DPI:g} x {options.height / DPI:g} inches "
+            "Write a matplotlib program that draws this chart: the same kind of chart, title, "
+            f"labels and values, on a figure of {options.width / DPI:g} x {options.height / DPI:g} inches "
             f"at {DPI} dpi, named fig. Answer with the program alone."
         ),
         answer=code,

@@ -1,8 +1,9 @@
 """What all question generators share: random streams, held-out content, and the controls of a test.
 
-A generator is a pure function ``make_question(options, *, seed, split, draw=True) -> Question``. Its
-random stream is seeded by SHA-256 of (task, options, split, seed), so a question is the same in every
-process, on every machine and for every number of workers. Every question carries in ``data``
+A generator is a pure function ``make_question(options, *, seed, split, draw=True) -> Question``.
+Its random stream is seeded by SHA-256 of (task, options, split, seed), so a question is the same
+in every process, on every machine and for every number of workers. Every question carries in
+``data``
 
 - ``key``: everything that the picture and the question are drawn from, as text: two questions with
   different keys differ in content, and the keys of the two splits never meet;
@@ -79,7 +80,7 @@ def held_out(key: str) -> bool:
 def draw_for_split(
     rng: Random, split: Split, draw: Callable[[Random], T], key: Callable[[T], str] = repr
 ) -> T:
-    """Draw content until it lies on the side of ``split``; every draw has a chance of 1/4 or 3/4."""
+    """Draw content until it lies on the side of ``split``; a draw does so with chance 1/4 or 3/4."""
     for _ in range(1000):
         content = draw(rng)
         if held_out(key(content)) == (split == "test"):

@@ -1,7 +1,7 @@
 """``few_shot_classification``: name a picture after a few labelled examples (system 24, CLS-RL).
 
-A class is a shape filled with a pattern; its name is an invented word, drawn anew for every question,
-so that only the examples tell what it means.
+A class is a shape filled with a pattern; its name is an invented word, drawn anew for every
+question, so that only the examples tell what it means.
 
 Held out: classes, as pairs of shape and pattern (a fixed quarter); a test question has only those.
 """
@@ -9,7 +9,6 @@ Held out: classes, as pairs of shape and pattern (a fixed quarter); a test quest
 from __future__ import annotations
 
 from dataclasses import dataclass
-from random import Random
 
 import numpy as np
 

@@ -1,8 +1,8 @@
 """``shapes_ground`` and ``crowd_boxes``: where an object is, as boxes or points in pixels.
 
-Boxes are ``[x1, y1, x2, y2]``, x to the right and y down from the top left corner, x2 and y2 one past
-the last pixel. ``shapes_ground`` asks for the one object of a pair of colour and shape, ``crowd_boxes``
-for every one of several among many.
+Boxes are ``[x1, y1, x2, y2]``, x to the right and y down from the top left corner, x2 and y2 one
+past the last pixel. ``shapes_ground`` asks for the one object of a pair of colour and shape,
+``crowd_boxes`` for every one of several among many.
 
 Held out: pairs of colour and shape (see `scene`); the test split asks about held-out ones only.
 """

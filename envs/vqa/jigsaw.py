@@ -1,11 +1,12 @@
 """``jigsaw_full`` and ``jigsaw_pair``: put a picture together again (system 10, Jigsaw-R1).
 
-The picture is a plane of colour, c(x, y) = 128 + 90 (x u + y v) per channel with x, y in [-1/2, 1/2]
-and two different directions u, v in colour space, and shapes on it that cross the cuts. So the place of
-every piece can be read from colours as well as from edges that fit. With few cells, it also helps to
-know only that neighbouring pieces match at the cut.
+The picture is a plane of colour, c(x, y) = 128 + 90 (x u + y v) per channel with x, y in [-1/2,
+1/2] and two different directions u, v in colour space, and shapes on it that cross the cuts. So
+the place of every piece can be read from colours as well as from edges that fit. With few cells,
+it also helps to know only that neighbouring pieces match at the cut.
 
-Held out: pairs of colour and shape (see `scene`); the shapes of a test picture are all held-out ones.
+Held out: pairs of colour and shape (see `scene`); the shapes of a test picture are all held-out
+ones.
 """
 
 from __future__ import annotations
@@ -88,7 +89,7 @@ class JigsawPairOptions:
 def _check(rows: int, columns: int, size: int) -> None:
     if rows < 1 or columns < 1 or size // max(rows, columns) < 12:
         raise ValueError(
-            f"{rows} x {columns} pieces of a picture of {size} pixels are too small: at least 12 each"
+            f"{rows} x {columns} pieces of a picture of {size} pixels are too small: at least 12"
         )
 
 
@@ -145,8 +146,8 @@ def make_full(
     return Question(
         task="jigsaw_full",
         prompt=(
-            f"A picture was cut into {options.rows} x {options.columns} pieces (rows x columns), and "
-            "the pieces were mixed. Number the pieces as shown, row by row from the top left, "
+            f"A picture was cut into {options.rows} x {options.columns} pieces (rows x columns), "
+            "and the pieces were mixed. Number the pieces as shown, row by row from the top left, "
             f"starting at one. Answer with the {count} numbers, separated by spaces, in the order "
             "that restores the picture row by row."
         ),
@@ -174,7 +175,7 @@ def _mixed(picture: _Picture, options: JigsawFullOptions, order: list[int]) -> I
 def make_pair(
     options: JigsawPairOptions, *, seed: int, split: Split, draw: bool = True
 ) -> Question:
-    """On which side of the first piece lies the second? ``data``: relation, candidates (letters)."""
+    """On which side of the first piece lies the second? ``data``: relation, candidates."""
     rng = stream("jigsaw_pair", options, seed=seed, split=split)
     picture = _draw_picture(rng, options, split)
     index = rng.randrange(len(RELATIONS))

@@ -1,11 +1,11 @@
 """``pairwise_judge`` and ``perception_checklist``: tasks made from the questions of ``shapes_vqa``.
 
-``pairwise_judge`` (system 48, R1-Reward) shows a picture, a question and two answers, one of them right,
-and asks for the better one. Right and wrong answers have the same distribution and either place is
-equally likely, so a policy that does not look scores 1/2.
+``pairwise_judge`` (system 48, R1-Reward) shows a picture, a question and two answers, one of them
+right, and asks for the better one. Right and wrong answers have the same distribution and either
+place is equally likely, so a policy that does not look scores 1/2.
 
-``perception_checklist`` (system 42, PEARL) asks K facts about a picture, each checked by itself, and a
-last question computed from them: how many objects the counted colours are together.
+``perception_checklist`` (system 42, PEARL) asks K facts about a picture, each checked by itself,
+and a last question computed from them: how many objects the counted colours are together.
 
 Held out: pairs of colour and shape, as in `shapes` and `scene`.
 """
@@ -13,7 +13,7 @@ Held out: pairs of colour and shape, as in `shapes` and `scene`.
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from random import Random
 
 from embodied_rl.envs.vqa import shapes
@@ -34,10 +34,11 @@ class PairwiseJudgeOptions:
     """Knobs of ``pairwise_judge``.
 
     Attributes:
-        question: knobs of the questions that are judged; ``shortcut`` there lets the text prior win.
+        question: knobs of the questions that are judged; ``shortcut`` there lets the text prior
+        win.
     """
 
-    question: shapes.ShapesVQAOptions = shapes.ShapesVQAOptions()
+    question: shapes.ShapesVQAOptions = field(default_factory=shapes.ShapesVQAOptions)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,8 +124,8 @@ def make_checklist(
     return Question(
         task="perception_checklist",
         prompt=(
-            f"{' '.join(facts)} Last: how many objects have one of these colours? Answer with a line "
-            "for each, such as 'N: number' with the question's number for N, and 'answer: number' "
+            f"{' '.join(facts)} Last: how many objects have one of these colours? Answer with a "
+            "line for each, such as 'N: number' with the question's number for N, and 'answer: number' "
             "for the last."
         ),
         answer=_write(counts),

@@ -1,8 +1,8 @@
 """``page_rerank``: put the pages of a document that a query is about first (system 25, MM-R5).
 
 A page shows its title in Pillow's built-in bitmap font, lines of grey text and a small chart. The
-query is a title; one or more pages bear it, others share one of its two words, so that a glance at half
-of the title does not do.
+query is a title; one or more pages bear it, others share one of its two words, so that a glance at
+half of the title does not do.
 
 Held out: titles, as pairs of topic and year (a fixed quarter): queries of the two splits differ.
 """

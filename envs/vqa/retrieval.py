@@ -1,9 +1,10 @@
-"""``retrieval_embed``: describe a picture so that its caption is found among many (system 70, UME-R1).
+"""``retrieval_embed``: a caption that is found among many (system 70, UME-R1).
 
-A picture holds two objects, its caption names them with their places. The other captions differ from it
-in one word or more, so that an embedding must carry every detail.
+A picture holds two objects, its caption names them with their places. The other captions differ
+from it in one word or more, so that an embedding must carry every detail.
 
-Held out: pairs of colour and shape (see `scene`): both objects of a test picture are held-out pairs.
+Held out: pairs of colour and shape (see `scene`): both objects of a test picture are held-out
+pairs.
 """
 
 from __future__ import annotations

@@ -3,8 +3,8 @@
 A scene is a list of `Item`; pixel (x, y) counts from the top left, x to the right. Boxes are
 ``[x1, y1, x2, y2]`` with x2 and y2 one past the last pixel, so that x2 - x1 is the width in pixels.
 
-Held out: the pairs of colour and shape with (colour index + shape index) % 3 == 0, which are 12 of 36,
-two of every colour and two of every shape. No train picture contains one.
+Held out: the pairs of colour and shape with (colour index + shape index) % 3 == 0, which are 12 of
+36, two of every colour and two of every shape. No train picture contains one.
 
 `read_scene` shares nothing with the drawing but the palette: connected components of equal colour,
 then a shape from which pixels of its bounding box are filled.
@@ -90,7 +90,7 @@ def draw_pair(rng: Random, pairs: Sequence[Pair], *, but: Sequence[Pair] = ()) -
 
 
 def place(rng: Random, pairs: Sequence[Pair], *, size: int, grid: int) -> tuple[Item, ...]:
-    """Put objects into different cells of a ``grid`` x ``grid`` raster, off centre by up to a pixel.
+    """Put objects into different cells of a raster, off their centres by up to a pixel.
 
     Raises:
         ValueError: more objects than cells, or cells under 12 pixels.

@@ -1,12 +1,13 @@
 """``shapes_vqa``: count, colour, position and comparison in a picture of coloured shapes.
 
-Every kind of question draws its answer first, uniformly from the candidates that the prompt names, and
-then a scene in which it is true. So a policy that sees the text alone scores 1/len(candidates).
+Every kind of question draws its answer first, uniformly from the candidates that the prompt names,
+and then a scene in which it is true. So a policy that sees the text alone scores 1/len(candidates).
 
-Shortcut. With ``shortcut`` = q > 0 the answer is with probability q the one that the text suggests: the
-candidate with index (index of the asked shape) % len(candidates). The best text-only predictor then
-scores exactly q, and the questions whose answer is another one (``data["prior"] != answer``) need the
-picture. System 5 (VPPO) and others that reward the use of the image are measured on those.
+Shortcut. With ``shortcut`` = q > 0 the answer is with probability q the one that the text
+suggests: the candidate with index (index of the asked shape) % len(candidates). The best text-only
+predictor then scores exactly q, and the questions whose answer is another one (``data["prior"] !=
+answer``) need the picture. System 5 (VPPO) and others that reward the use of the image are
+measured on those.
 
 Held out: pairs of colour and shape (see `scene`). The test split asks about held-out pairs (kind
 ``colour``: shows at least one).

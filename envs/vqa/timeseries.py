@@ -1,7 +1,7 @@
 """``timeseries_plot``: name the kind of signal in a plot (system 37, TimeMaster).
 
-Signals are sine, square, sawtooth and noise, with a number of periods, a phase and an amplitude, plus
-Gaussian noise of a stated standard deviation; drawn as a line with numpy alone.
+Signals are sine, square, sawtooth and noise, with a number of periods, a phase and an amplitude,
+plus Gaussian noise of a stated standard deviation; drawn as a line with numpy alone.
 
 Held out: (kind, periods, amplitude) triples, a fixed quarter of them, spread over all kinds.
 """

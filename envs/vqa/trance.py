@@ -4,8 +4,8 @@ The first picture shows numbered places of objects (1, 2, ... row by row), the s
 after some objects changed colour or shape, seen after the stated quarter turns. The answer lists
 (object, attribute, new value).
 
-Held out: pairs of colour and shape (see `scene`): train scenes never hold one, and every object of a
-test scene before the change is one.
+Held out: pairs of colour and shape (see `scene`): train scenes never hold one, and every object of
+a test scene before the change is one.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class TranceOptions:
 
 
 def turned(item: Item, turns: int, *, size: int) -> Item:
-    """Where an object stands after ``turns`` quarter turns of the scene, clockwise; it stays upright."""
+    """Where an object stands after ``turns`` quarter turns clockwise; itself, it stays upright."""
     x, y = item.x, item.y
     for _ in range(turns):
         x, y = size - 1 - y, x
@@ -103,9 +103,9 @@ def make_question(
     return Question(
         task="trance_like",
         prompt=(
-            "The first picture shows objects, numbered row by row from the top left, starting at 1. "
-            f"The second shows them later, {seen}; some changed colour or shape. Answer with a list "
-            f"of [object, attribute, new value] (attributes: colour of {', '.join(COLOURS)}; shape "
+            "The first picture shows objects, numbered row by row from the top left, starting at 1. The "
+            f" second shows them later, {seen}; some changed colour or shape. Answer with a "
+            f"list of [object, attribute, new value] (attributes: colour of {', '.join(COLOURS)}; shape "
             f"of {', '.join(SHAPES)})."
         ),
         answer=json.dumps(changes),

@@ -1,11 +1,12 @@
-"""``temporal_grounding`` and ``strip_video``: when and what in a film of shapes (systems 54, 59, 60).
+"""``temporal_grounding``, ``strip_video``: when and what in a film (systems 54, 59, 60).
 
 ``temporal_grounding`` shows a film of T frames with the time of each in the prompt (TimeLens writes
 timestamps as text between the frames) and asks from when to when an object is visible, in seconds:
-frame i lasts from i * dt to (i + 1) * dt, so an object in frames a to b is visible in [a dt, (b+1) dt].
+frame i lasts from i * dt to (i + 1) * dt, so an object in frames a to b is visible in [a dt, (b+1)
+dt].
 
-``strip_video`` shows a few frames of a long film; something flashes up between them. What it was can
-only be seen by asking for further frames: `pick_frames`, `clip_frames` and `zoom`, on
+``strip_video`` shows a few frames of a long film; something flashes up between them. What it was
+can only be seen by asking for further frames: `pick_frames`, `clip_frames` and `zoom`, on
 ``data["frames"]``, are the tools.
 
 Held out: pairs of colour and shape (see `scene`); the asked object of a test film
@@ -113,7 +114,7 @@ class StripVideoOptions:
 
 
 def _span(rng: Random, options: TemporalGroundingOptions) -> tuple[int, int]:
-    """First frame and one past the last one; at least one frame of the film is without the event."""
+    """First frame and one past the last one; one frame at least is without the event."""
     longest = min(options.max_length or options.num_frames // 2, options.num_frames - 1)
     length = rng.randint(1, max(longest, 1))
     start = rng.randint(0, options.num_frames - length)
