@@ -110,7 +110,8 @@ def describe(sizes: Sizes) -> str:
             f"{s[2]} and height {s[3]}"
         )
     return (
-        f"an L bracket {s[0]} long (x), {s[1]} wide (y) and {s[2]} high (z), {s[3]} thick, its wall "
+        f"an L bracket {s[0]} long (x), {s[1]} wide (y) and {s[2]} high (z), {s[3]} thick, its "
+        f"wall "
         "at the end of smallest x"
     )
 

@@ -195,8 +195,8 @@ def make_chart_to_code(
         task="chart_to_code",
         prompt=(
             "Write a matplotlib program that draws this chart: the same kind of chart, title, "
-            f"labels and values, on a figure of {options.width / DPI:g} x {options.height / DPI:g} inches "
-            f"at {DPI} dpi, named fig. Answer with the program alone."
+            f"labels and values, on a figure of {options.width / DPI:g} x {options.height / DPI:g} "
+            f"inches at {DPI} dpi, named fig. Answer with the program alone."
         ),
         answer=code,
         images=(draw_chart(chart, options),) if draw else (),

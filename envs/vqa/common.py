@@ -80,7 +80,7 @@ def held_out(key: str) -> bool:
 def draw_for_split(
     rng: Random, split: Split, draw: Callable[[Random], T], key: Callable[[T], str] = repr
 ) -> T:
-    """Draw content until it lies on the side of ``split``; a draw does so with chance 1/4 or 3/4."""
+    """Draw content until it lies on the side of ``split``."""
     for _ in range(1000):
         content = draw(rng)
         if held_out(key(content)) == (split == "test"):

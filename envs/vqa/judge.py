@@ -125,7 +125,8 @@ def make_checklist(
         task="perception_checklist",
         prompt=(
             f"{' '.join(facts)} Last: how many objects have one of these colours? Answer with a "
-            "line for each, such as 'N: number' with the question's number for N, and 'answer: number' "
+            "line for each, such as 'N: number' with the question's number for N, and 'answer: "
+            "number' "
             "for the last."
         ),
         answer=_write(counts),

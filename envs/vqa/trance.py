@@ -103,10 +103,10 @@ def make_question(
     return Question(
         task="trance_like",
         prompt=(
-            "The first picture shows objects, numbered row by row from the top left, starting at 1. The "
-            f" second shows them later, {seen}; some changed colour or shape. Answer with a "
-            f"list of [object, attribute, new value] (attributes: colour of {', '.join(COLOURS)}; shape "
-            f"of {', '.join(SHAPES)})."
+            "The first picture shows objects, numbered row by row from the top left, starting at "
+            f"1. The second shows them later, {seen}; some changed colour or shape. Answer with a "
+            "list of [object, attribute, new value] (attributes: colour of "
+            f"{', '.join(COLOURS)}; shape of {', '.join(SHAPES)})."
         ),
         answer=json.dumps(changes),
         images=images,
