@@ -170,7 +170,7 @@ def _question(
 
 
 def _image(image: object, folder: Path) -> Image:
-    """Picture from a path inside ``folder`` or from embedded bytes, uint8 ``[height, width, 3]``."""
+    """Picture from a path in ``folder`` or embedded bytes, uint8 ``[height, width, 3]``."""
     if isinstance(image, Mapping):
         data = image.get("bytes")
         if data is None:
