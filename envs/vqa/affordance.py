@@ -4,7 +4,7 @@ A tool is a handle (brown) and a working part (grey), drawn as rectangles and di
 arrangement is the tool's. It lies in one of four directions anywhere in the picture, next to loose
 pieces.
 
-Held out: tools. The test split shows tools of which the train split has none.
+Held out: tools. The held-out split shows tools of which the train split has none.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from random import Random
 
 import numpy as np
 
+from embodied_rl.envs.vqa import answers
 from embodied_rl.envs.vqa.common import Image, Split, Task, check_range, stream
 from embodied_rl.envs.vqa.scene import BACKGROUND
 from embodied_rl.types import Question
@@ -37,8 +38,8 @@ TOOLS: dict[str, tuple[tuple[float, float, float, float], tuple[tuple[float, ...
     "spade": ((0.45, 0.0, 0.55, 0.6), ((0.3, 0.6, 0.7, 1.0),)),
     "wrench": ((0.43, 0.25, 0.57, 0.8), ((0.5, 0.15, 0.15), (0.3, 0.8, 0.7, 0.95))),
 }
-TEST_TOOLS = ("pan", "spade", "wrench")
-TRAIN_TOOLS = tuple(tool for tool in TOOLS if tool not in TEST_TOOLS)
+HELDOUT_TOOLS = ("pan", "spade", "wrench")
+TRAIN_TOOLS = tuple(tool for tool in TOOLS if tool not in HELDOUT_TOOLS)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,9 +54,9 @@ class AffordanceOptions:
         clutter: loose pieces beside it.
     """
 
-    size: int = 64
-    min_scale: float = 0.5
-    max_scale: float = 0.8
+    size: int = 96
+    min_scale: float = 0.35
+    max_scale: float = 0.6
     turn: bool = True
     clutter: int = 2
 
@@ -118,7 +119,7 @@ def make_question(
     length = round(size * rng.uniform(options.min_scale, options.max_scale))
     small = size // 8
     content = _Content(
-        tool=rng.choice(TEST_TOOLS if split == "test" else TRAIN_TOOLS),
+        tool=rng.choice(HELDOUT_TOOLS if split == "heldout" else TRAIN_TOOLS),
         x=rng.randint(0, size - length),
         y=rng.randint(0, size - length),
         length=length,
@@ -143,6 +144,7 @@ def make_question(
             "affordance": "hold",
             "boxes": [box],
             "points": [point],
+            "output": "points",
             "width": size,
             "height": size,
             "key": repr(content),
@@ -166,5 +168,9 @@ def guess(question: Question, rng: Random) -> str:
 
 
 AFFORDANCE_POINTS = Task(
-    options=AffordanceOptions, make_question=make_question, solve=solve, guess=guess
+    options=AffordanceOptions,
+    make_question=make_question,
+    solve=solve,
+    guess=guess,
+    check=answers.places,
 )

@@ -15,6 +15,7 @@ from random import Random
 
 import numpy as np
 
+from embodied_rl.envs.vqa import answers
 from embodied_rl.envs.vqa.common import (
     Image,
     Split,
@@ -179,7 +180,7 @@ def make_chart_qa(options: ChartOptions, *, seed: int, split: Split, draw: bool 
             "candidates": candidates,
             "tolerance": tolerance,
             "key": repr((chart, kind, asked)),
-            "reward": "numeric" if kind == "value" else "exact_match",
+            "reward": "numeric" if kind == "value" else "match",
         },
     )
 
@@ -187,10 +188,11 @@ def make_chart_qa(options: ChartOptions, *, seed: int, split: Split, draw: bool 
 def make_chart_to_code(
     options: ChartOptions, *, seed: int, split: Split, draw: bool = True
 ) -> Question:
-    """Write the program that draws this chart. ``data``: chart, code (which runs)."""
+    """Write the program that draws this chart. ``data``: chart, code (which runs), picture."""
     rng = stream("chart_to_code", options, seed=seed, split=split)
     chart = _draw_content(rng, options, split)
     code = chart_code(chart, options)
+    picture = draw_chart(chart, options) if draw else None
     return Question(
         task="chart_to_code",
         prompt=(
@@ -199,13 +201,19 @@ def make_chart_to_code(
             f"inches at {DPI} dpi, named fig. Answer with the program alone."
         ),
         answer=code,
-        images=(draw_chart(chart, options),) if draw else (),
+        images=() if picture is None else (picture,),
         data={
-            "chart": asdict(chart),
+            "chart": {
+                "kinds": [chart.kind],
+                "series": [list(chart.values)],
+                "texts": [chart.title],
+                "layout": [1, 1],
+            },
+            "picture": picture,
             "code": code,
             "options": asdict(options),
             "key": repr(chart),
-            "reward": "chart_code",
+            "reward": "chart_text_struct",
         },
     )
 
@@ -246,8 +254,16 @@ def guess_code(question: Question, rng: Random) -> str:
 
 
 CHART_QA = Task(
-    options=ChartOptions, make_question=make_chart_qa, solve=solve_chart_qa, guess=guess_candidate
+    options=ChartOptions,
+    make_question=make_chart_qa,
+    solve=solve_chart_qa,
+    guess=guess_candidate,
+    check=answers.same_number,
 )
 CHART_TO_CODE = Task(
-    options=ChartOptions, make_question=make_chart_to_code, solve=None, guess=guess_code
+    options=ChartOptions,
+    make_question=make_chart_to_code,
+    solve=None,
+    guess=guess_code,
+    check=answers.same_program,
 )

@@ -24,10 +24,11 @@ from typing import Any, Literal, Protocol, TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from embodied_rl.envs.vqa import answers
 from embodied_rl.types import Question
 
 Image = npt.NDArray[np.uint8]
-Split = Literal["train", "test"]
+Split = Literal["train", "heldout"]
 T = TypeVar("T")
 
 
@@ -48,12 +49,14 @@ class Task:
         make_question: the generator.
         solve: an answer from the pictures alone, or None where only the bookkeeping knows it.
         guess: a random answer of the right form by one who knows the text alone.
+        check: whether an answer is right (see `answers`); the success of an episode.
     """
 
     options: type[Any]
     make_question: MakeQuestion
     solve: Callable[[Question], str] | None
     guess: Callable[[Question, Random], str]
+    check: Callable[[Question, str], bool] = answers.same_words
 
 
 def stable_hash(text: str) -> int:
@@ -65,15 +68,15 @@ def stream(task: str, options: object, *, seed: int, split: Split) -> Random:
     """The random stream of one question.
 
     Raises:
-        ValueError: ``split`` is neither ``"train"`` nor ``"test"``.
+        ValueError: ``split`` is neither ``"train"`` nor ``"heldout"``.
     """
-    if split not in ("train", "test"):
-        raise ValueError(f"split is {split!r}: choose 'train' or 'test'")
+    if split not in ("train", "heldout"):
+        raise ValueError(f"split is {split!r}: choose 'train' or 'heldout'")
     return Random(stable_hash(f"{task}|{options!r}|{split}|{seed}"))
 
 
 def held_out(key: str) -> bool:
-    """Whether content with this key belongs to the test split: a fixed quarter of all keys."""
+    """Whether content with this key belongs to the held-out split: a fixed quarter of all keys."""
     return stable_hash(key) % 4 == 0
 
 
@@ -83,7 +86,7 @@ def draw_for_split(
     """Draw content until it lies on the side of ``split``."""
     for _ in range(1000):
         content = draw(rng)
-        if held_out(key(content)) == (split == "test"):
+        if held_out(key(content)) == (split == "heldout"):
             return content
     raise ValueError(f"these options leave no content for the {split} split: allow more variety")
 
@@ -106,8 +109,17 @@ def check_range(name: str, value: float, low: float, high: float) -> None:
 
 def blank_image(question: Question) -> Question:
     """The question with every picture replaced by plain grey: what is left is the text prior."""
-    grey = tuple(np.full_like(image, 128) for image in question.images)
-    return replace(question, images=grey)
+    return _with_pictures(question, question, lambda image: np.full_like(image, 128))
+
+
+def _with_pictures(
+    question: Question, source: Question, change: Callable[[Image], Image]
+) -> Question:
+    """``question`` with the changed pictures of ``source``, those that its tools show included."""
+    data = dict(question.data)
+    if "frames" in data:
+        data["frames"] = tuple(map(change, source.data["frames"]))
+    return replace(question, images=tuple(map(change, source.images)), data=data)
 
 
 def shuffle_images(questions: Sequence[Question]) -> list[Question]:
@@ -120,7 +132,7 @@ def shuffle_images(questions: Sequence[Question]) -> list[Question]:
         raise ValueError("shuffle_images needs at least two questions")
     following = [*questions[1:], questions[0]]
     pairs = zip(questions, following, strict=True)
-    return [replace(question, images=other.images) for question, other in pairs]
+    return [_with_pictures(question, other, lambda image: image) for question, other in pairs]
 
 
 def without_image_answerable(

@@ -3,7 +3,8 @@
 A class is a shape filled with a pattern; its name is an invented word, drawn anew for every
 question, so that only the examples tell what it means.
 
-Held out: classes, as pairs of shape and pattern (a fixed quarter); a test question has only those.
+Held out: classes, as pairs of shape and pattern (a fixed quarter); a held-out question has only
+those.
 """
 
 from __future__ import annotations
@@ -71,7 +72,7 @@ def _draw(cls: tuple[str, str], dx: int, dy: int, size: int) -> Image:
         "dots": (x % 6 < 3) & (y % 6 < 3),
         "checks": (x // 5 + y // 5) % 2 == 0,
     }[cls[1]]
-    glyph = np.where(dark[..., None], np.uint8(INK), np.uint8(PALE))
+    glyph = np.where(dark[..., None], np.array(INK, np.uint8), np.array(PALE, np.uint8))
     image = np.empty((size, size, 3), np.uint8)
     image[:] = BACKGROUND
     top, left = size // 2 - radius + dy, size // 2 - radius + dx
@@ -86,7 +87,9 @@ def make_question(
 ) -> Question:
     """Which class is the last picture? Images: the examples in order, then the asked one."""
     rng = stream("few_shot_classification", options, seed=seed, split=split)
-    classes = rng.sample([c for c in CLASSES if is_held_out(*c) == (split == "test")], options.ways)
+    classes = rng.sample(
+        [c for c in CLASSES if is_held_out(*c) == (split == "heldout")], options.ways
+    )
     words: list[str] = []
     while len(words) < options.ways:
         word = "".join(rng.sample(SYLLABLES, 2))
@@ -114,7 +117,7 @@ def make_question(
             "labels": [words[i] for i in order],
             "candidates": tuple(sorted(words)),
             "key": repr((classes, words, order, target, places)),
-            "reward": "class_match",
+            "reward": "exact_label",
         },
     )
 

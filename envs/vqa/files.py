@@ -45,17 +45,17 @@ class FileOptions:
         path: of a ``.jsonl`` or ``.parquet`` file of rows, or a ``.json`` file of conversations.
         image_folder: that image paths are relative to; None: the folder of ``path``.
         reward: name of the reward that checks the answers.
-        test_share: of rows that are held out.
+        heldout_share: of rows that are held out.
     """
 
     path: str
     image_folder: str | None = None
     reward: str = "exact_match"
-    test_share: float = 0.1
+    heldout_share: float = 0.1
 
     def __post_init__(self) -> None:
-        if not 0.0 <= self.test_share <= 1.0:
-            raise ValueError(f"test_share is {self.test_share}: choose a value from 0 to 1")
+        if not 0.0 <= self.heldout_share <= 1.0:
+            raise ValueError(f"heldout_share is {self.heldout_share}: choose a value from 0 to 1")
 
 
 def load_questions(options: FileOptions, *, split: Split) -> list[Question]:
@@ -79,14 +79,14 @@ def load_questions(options: FileOptions, *, split: Split) -> list[Question]:
     for place, row in readers[path.suffix](path):
         try:
             prompt, answer = _prompt(row), _answer(row)
-            if _in_test(prompt, answer, options.test_share) == (split == "test"):
+            if _in_heldout(prompt, answer, options.heldout_share) == (split == "heldout"):
                 questions.append(_question(row, prompt, answer, folder, options.reward))
         except ValueError as error:
             raise ValueError(f"{path.name}, {place}: {error}") from None
     return questions
 
 
-def _in_test(prompt: str, answer: str, share: float) -> bool:
+def _in_heldout(prompt: str, answer: str, share: float) -> bool:
     return stable_hash(f"{prompt}\0{answer}") % 10_000 < round(10_000 * share)
 
 

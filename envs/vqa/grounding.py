@@ -4,7 +4,7 @@ Boxes are ``[x1, y1, x2, y2]``, x to the right and y down from the top left corn
 past the last pixel. ``shapes_ground`` asks for the one object of a pair of colour and shape,
 ``crowd_boxes`` for every one of several among many.
 
-Held out: pairs of colour and shape (see `scene`); the test split asks about held-out ones only.
+Held out: pairs of colour and shape (see `scene`); the held-out split asks about held-out ones only.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import json
 from dataclasses import dataclass
 from random import Random
 
+from embodied_rl.envs.vqa import answers
 from embodied_rl.envs.vqa.common import Split, Task, check_range, stream
 from embodied_rl.envs.vqa.scene import (
     PLURALS,
@@ -58,7 +59,7 @@ class CrowdBoxesOptions:
         grid: objects stand in the cells of a raster of grid x grid.
         num_objects: in the picture, the asked ones included.
         max_targets: objects that are asked for, drawn from 1 to this.
-        output: ``"boxes"`` (reward box_match) or ``"points"`` (point_match).
+        output: ``"boxes"`` (reward hungarian_boxes) or ``"points"`` (point_match).
     """
 
     size: int = 96
@@ -101,7 +102,7 @@ def make_crowd_boxes(
         "boxes": "Answer with a list of bounding boxes [[x1, y1, x2, y2], ...]",
         "points": "Answer with a list of their centres [[x, y], ...]",
     }[options.output]
-    reward = {"boxes": "box_match", "points": "point_match"}[options.output]
+    reward = {"boxes": "hungarian_boxes", "points": "point_match"}[options.output]
     return _question("crowd_boxes", options, rng, split, draw, number, form, reward)
 
 
@@ -131,6 +132,7 @@ def _question(
         images=(draw_scene(items, size=options.size),) if draw else (),
         data={
             "pair": pair,
+            "box": targets[0].box,
             "boxes": [item.box for item in targets],
             "points": [[item.x, item.y] for item in targets],
             "width": options.size,
@@ -171,8 +173,16 @@ def guess(question: Question, rng: Random) -> str:
 
 
 SHAPES_GROUND = Task(
-    options=ShapesGroundOptions, make_question=make_shapes_ground, solve=solve, guess=guess
+    options=ShapesGroundOptions,
+    make_question=make_shapes_ground,
+    solve=solve,
+    guess=guess,
+    check=answers.places,
 )
 CROWD_BOXES = Task(
-    options=CrowdBoxesOptions, make_question=make_crowd_boxes, solve=solve, guess=guess
+    options=CrowdBoxesOptions,
+    make_question=make_crowd_boxes,
+    solve=solve,
+    guess=guess,
+    check=answers.places,
 )

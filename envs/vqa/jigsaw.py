@@ -5,7 +5,7 @@ The picture is a plane of colour, c(x, y) = 128 + 90 (x u + y v) per channel wit
 the place of every piece can be read from colours as well as from edges that fit. With few cells,
 it also helps to know only that neighbouring pieces match at the cut.
 
-Held out: pairs of colour and shape (see `scene`); the shapes of a test picture are all held-out
+Held out: pairs of colour and shape (see `scene`); the shapes of a held-out picture are all held-out
 ones.
 """
 
@@ -17,6 +17,7 @@ from random import Random
 import numpy as np
 import numpy.typing as npt
 
+from embodied_rl.envs.vqa import answers
 from embodied_rl.envs.vqa.common import (
     Image,
     Split,
@@ -59,7 +60,7 @@ class JigsawFullOptions:
     num_shapes: int = 4
 
     def __post_init__(self) -> None:
-        _check(self.rows, self.columns, self.size)
+        _check(self)
         if self.rows * self.columns < 2:
             raise ValueError("one piece is no puzzle: choose rows x columns >= 2")
 
@@ -81,15 +82,19 @@ class JigsawPairOptions:
     num_shapes: int = 4
 
     def __post_init__(self) -> None:
-        _check(self.rows, self.columns, self.size)
-        check_range("rows", self.rows, 2, self.rows)
-        check_range("columns", self.columns, 2, self.columns)
+        _check(self)
+        check_range("rows", self.rows, 2, self.size // 12)
+        check_range("columns", self.columns, 2, self.size // 12)
 
 
-def _check(rows: int, columns: int, size: int) -> None:
+def _check(options: JigsawFullOptions | JigsawPairOptions) -> None:
+    rows, columns, size = options.rows, options.columns, options.size
+    check_range("num_shapes", options.num_shapes, 0, 256)
+    check_range("size", size, 24, 1024)
     if rows < 1 or columns < 1 or size // max(rows, columns) < 12:
         raise ValueError(
-            f"{rows} x {columns} pieces of a picture of {size} pixels are too small: at least 12"
+            f"{rows} x {columns} pieces of a picture of {size} pixels are too small: choose fewer, "
+            "or a larger size, so that a piece has at least 12 pixels"
         )
 
 
@@ -138,7 +143,7 @@ def _pieces(picture: _Picture, options: JigsawFullOptions | JigsawPairOptions) -
 def make_full(
     options: JigsawFullOptions, *, seed: int, split: Split, draw: bool = True
 ) -> Question:
-    """In which order do the mixed pieces restore the picture? ``data``: order, rows, columns."""
+    """In which order do the mixed pieces restore the picture? ``data``: permutation, grid."""
     rng = stream("jigsaw_full", options, seed=seed, split=split)
     picture = _draw_picture(rng, options, split)
     count = options.rows * options.columns
@@ -154,9 +159,8 @@ def make_full(
         answer=" ".join(map(str, order)),
         images=(_mixed(picture, options, order),) if draw else (),
         data={
-            "order": order,
-            "rows": options.rows,
-            "columns": options.columns,
+            "permutation": order,
+            "grid": (options.rows, options.columns),
             "key": repr((picture, order)),
             "reward": "jigsaw_fraction",
         },
@@ -175,7 +179,7 @@ def _mixed(picture: _Picture, options: JigsawFullOptions, order: list[int]) -> I
 def make_pair(
     options: JigsawPairOptions, *, seed: int, split: Split, draw: bool = True
 ) -> Question:
-    """On which side of the first piece lies the second? ``data``: relation, candidates."""
+    """On which side of the first piece lies the second? ``data``: relation, candidates, choices."""
     rng = stream("jigsaw_pair", options, seed=seed, split=split)
     picture = _draw_picture(rng, options, split)
     index = rng.randrange(len(RELATIONS))
@@ -199,8 +203,9 @@ def make_pair(
         data={
             "relation": name,
             "candidates": tuple(letters),
+            "choices": tuple(name for name, _, _ in RELATIONS),
             "key": repr((picture, row, column, name)),
-            "reward": "choice_match",
+            "reward": "match",
         },
     )
 
@@ -219,7 +224,7 @@ def _plane(piece: Image) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float6
     y, x = np.nonzero(~covered)
     columns = np.stack([np.ones(len(x)), x - (width - 1) / 2, y - (height - 1) / 2], axis=1)
     fit = np.linalg.lstsq(columns, piece[y, x].astype(float), rcond=None)[0]
-    return fit[0], fit[1:]
+    return np.asarray(fit[0], np.float64), np.asarray(fit[1:], np.float64)
 
 
 def _offset(first: Image, second: Image) -> tuple[float, float]:
@@ -232,7 +237,7 @@ def _offset(first: Image, second: Image) -> tuple[float, float]:
 
 def solve_full(question: Question) -> str:
     """The order from the pixels: pieces sorted by where the planes of colour put them."""
-    rows, columns = question.data["rows"], question.data["columns"]
+    rows, columns = question.data["grid"]
     bands = np.split(question.images[0], rows, axis=0)
     shown = [piece for band in bands for piece in np.split(band, columns, axis=1)]
     offsets = [_offset(shown[0], piece) for piece in shown]
@@ -250,12 +255,16 @@ def solve_pair(question: Question) -> str:
 
 def guess_full(question: Question, rng: Random) -> str:
     """A random order."""
-    count = len(question.data["order"])
+    count = len(question.data["permutation"])
     return " ".join(map(str, rng.sample(range(1, count + 1), count)))
 
 
 JIGSAW_FULL = Task(
-    options=JigsawFullOptions, make_question=make_full, solve=solve_full, guess=guess_full
+    options=JigsawFullOptions,
+    make_question=make_full,
+    solve=solve_full,
+    guess=guess_full,
+    check=answers.same_order,
 )
 JIGSAW_PAIR = Task(
     options=JigsawPairOptions, make_question=make_pair, solve=solve_pair, guess=guess_candidate

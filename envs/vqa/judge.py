@@ -12,11 +12,12 @@ Held out: pairs of colour and shape, as in `shapes` and `scene`.
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from dataclasses import dataclass, field, replace
 from random import Random
 
-from embodied_rl.envs.vqa import shapes
+from embodied_rl.envs.vqa import answers, shapes
 from embodied_rl.envs.vqa.common import Split, Task, check_range, guess_candidate, stream
 from embodied_rl.envs.vqa.scene import (
     COLOURS,
@@ -75,22 +76,22 @@ def make_pairwise(
     inner = shapes.make_question(options.question, seed=seed, split=split, draw=draw)
     wrong = rng.choice([c for c in inner.data["candidates"] if c != inner.answer])
     place_of_right = rng.randrange(2)
-    answers = (inner.answer, wrong) if place_of_right == 0 else (wrong, inner.answer)
+    replies = (inner.answer, wrong) if place_of_right == 0 else (wrong, inner.answer)
     text = inner.prompt.split(" Answer with one of:")[0]
     return Question(
         task="pairwise_judge",
         prompt=(
-            f"Question about the picture: {text} Reply 1: {answers[0]}. Reply 2: {answers[1]}. "
+            f"Question about the picture: {text} Reply 1: {replies[0]}. Reply 2: {replies[1]}. "
             "Which reply is right? Answer with one of: 1, 2."
         ),
         answer=str(place_of_right + 1),
         images=inner.images,
         data={
             "candidates": ("1", "2"),
-            "answers": answers,
+            "answers": replies,
             "inner": replace(inner, images=()),
             "key": inner.data["key"],
-            "reward": "pairwise_choice",
+            "reward": "match",
         },
     )
 
@@ -104,7 +105,7 @@ def solve_pairwise(question: Question) -> str:
 def make_checklist(
     options: ChecklistOptions, *, seed: int, split: Split, draw: bool = True
 ) -> Question:
-    """K counts and their sum, a line each. ``data``: facts, final, asked (colours)."""
+    """K counts and their sum. ``data``: checklist, final, asked (colours)."""
     rng = stream("perception_checklist", options, seed=seed, split=split)
     asked = rng.sample(COLOURS, options.num_facts)
     counts = [rng.randint(0, options.max_each) for _ in asked]
@@ -124,27 +125,25 @@ def make_checklist(
     return Question(
         task="perception_checklist",
         prompt=(
-            f"{' '.join(facts)} Last: how many objects have one of these colours? Answer with a "
-            "line for each, such as 'N: number' with the question's number for N, and 'answer: "
-            "number' "
-            "for the last."
+            f"{' '.join(facts)} Last: how many objects have one of these colours? Answer with "
+            "<checklist>[number, ...]</checklist> for the numbered questions in their order, and "
+            "<answer>number</answer> for the last."
         ),
         answer=_write(counts),
         images=(draw_scene(items, size=options.size),) if draw else (),
         data={
             "asked": tuple(asked),
-            "facts": tuple(map(str, counts)),
+            "checklist": tuple(map(str, counts)),
             "final": str(sum(counts)),
             "max_each": options.max_each,
             "key": repr((asked, items)),
-            "reward": "checklist",
+            "reward": "perception_checklist",
         },
     )
 
 
 def _write(counts: list[int]) -> str:
-    lines = [f"{number}: {count}" for number, count in enumerate(counts, start=1)]
-    return "\n".join([*lines, f"answer: {sum(counts)}"])
+    return f"<checklist>{json.dumps(counts)}</checklist><answer>{sum(counts)}</answer>"
 
 
 def solve_checklist(question: Question) -> str:
@@ -169,4 +168,5 @@ PERCEPTION_CHECKLIST = Task(
     make_question=make_checklist,
     solve=solve_checklist,
     guess=guess_checklist,
+    check=answers.same_checklist,
 )

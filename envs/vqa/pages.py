@@ -16,6 +16,7 @@ import numpy as np
 from PIL import Image as PILImage
 from PIL import ImageDraw, ImageFont
 
+from embodied_rl.envs.vqa import answers
 from embodied_rl.envs.vqa.common import Image, Split, Task, check_range, draw_for_split, stream
 from embodied_rl.types import Question
 
@@ -83,7 +84,7 @@ def _draw_page(title: str, bars: tuple[int, ...], options: PageRerankOptions) ->
 def make_question(
     options: PageRerankOptions, *, seed: int, split: Split, draw: bool = True
 ) -> Question:
-    """Rank the pages for a title. ``data``: positives (numbers from 1), num_pages, titles."""
+    """Rank the pages for a title. ``data``: positives, candidates (numbers from 1), titles."""
     rng = stream("page_rerank", options, seed=seed, split=split)
     query = draw_for_split(rng, split, _title)
     count = options.num_pages
@@ -106,10 +107,10 @@ def make_question(
         data={
             "query": query,
             "positives": positives,
-            "num_pages": count,
+            "candidates": tuple(range(1, count + 1)),
             "titles": titles,
             "key": repr((query, titles, bars)),
-            "reward": "rerank",
+            "reward": "rerank_rrk3",
         },
     )
 
@@ -125,8 +126,14 @@ def solve(question: Question) -> str:
 
 def guess(question: Question, rng: Random) -> str:
     """A random order."""
-    count = question.data["num_pages"]
+    count = len(question.data["candidates"])
     return ", ".join(map(str, rng.sample(range(1, count + 1), count)))
 
 
-PAGE_RERANK = Task(options=PageRerankOptions, make_question=make_question, solve=solve, guess=guess)
+PAGE_RERANK = Task(
+    options=PageRerankOptions,
+    make_question=make_question,
+    solve=solve,
+    guess=guess,
+    check=answers.positives_first,
+)

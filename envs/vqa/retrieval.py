@@ -3,7 +3,7 @@
 A picture holds two objects, its caption names them with their places. The other captions differ
 from it in one word or more, so that an embedding must carry every detail.
 
-Held out: pairs of colour and shape (see `scene`): both objects of a test picture are held-out
+Held out: pairs of colour and shape (see `scene`): both objects of a held-out picture are held-out
 pairs.
 """
 
@@ -66,7 +66,7 @@ def _draw_objects(rng: Random, split: Split) -> tuple[Object, Object]:
 def make_question(
     options: RetrievalOptions, *, seed: int, split: Split, draw: bool = True
 ) -> Question:
-    """Which caption? ``data``: candidates (captions), positive (the index of the right one)."""
+    """Which caption? ``data``: candidates (captions), positive, negatives."""
     rng = stream("retrieval_embed", options, seed=seed, split=split)
     first, second = _draw_objects(rng, split)
     right = caption(first, second)
@@ -79,7 +79,7 @@ def make_question(
     candidates = rng.sample(list(captions), options.num_candidates)
     images = ()
     if draw:
-        pairs, cells = zip(first, second, strict=True)
+        pairs, cells = (first[0], second[0]), (first[1], second[1])
         jitter = Random(seed)
         items: tuple[Item, ...] = place_in(jitter, pairs, cells, size=options.size, grid=2)
         images = (draw_scene(items, size=options.size),)
@@ -94,9 +94,10 @@ def make_question(
         images=images,
         data={
             "candidates": tuple(candidates),
-            "positive": candidates.index(right),
+            "positive": right,
+            "negatives": tuple(text for text in candidates if text != right),
             "key": repr((right, candidates)),
-            "reward": "retrieval_rank",
+            "reward": "embedding_rank_gap",
         },
     )
 

@@ -75,13 +75,13 @@ TRAIN_PAIRS = tuple(pair for pair in ALL_PAIRS if not is_held_out(pair))
 
 
 def asked_pairs(split: Split) -> tuple[Pair, ...]:
-    """Pairs that a question may be about: in the test split the held-out ones."""
-    return HELD_OUT if split == "test" else TRAIN_PAIRS
+    """Pairs that a question may be about: in the held-out split the held-out ones."""
+    return HELD_OUT if split == "heldout" else TRAIN_PAIRS
 
 
 def shown_pairs(split: Split) -> tuple[Pair, ...]:
-    """Pairs that may stand beside it: in the test split all."""
-    return ALL_PAIRS if split == "test" else TRAIN_PAIRS
+    """Pairs that may stand beside it: in the held-out split all."""
+    return ALL_PAIRS if split == "heldout" else TRAIN_PAIRS
 
 
 def draw_pair(rng: Random, pairs: Sequence[Pair], *, but: Sequence[Pair] = ()) -> Pair:

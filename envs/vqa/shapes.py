@@ -9,8 +9,8 @@ predictor then scores exactly q, and the questions whose answer is another one (
 answer``) need the picture. System 5 (VPPO) and others that reward the use of the image are
 measured on those.
 
-Held out: pairs of colour and shape (see `scene`). The test split asks about held-out pairs (kind
-``colour``: shows at least one).
+Held out: pairs of colour and shape (see `scene`). The held-out split asks about held-out pairs
+(kind ``colour``: shows at least one).
 """
 
 from __future__ import annotations
@@ -108,7 +108,7 @@ def make_question(
             "prior": prior,
             "objects": items,
             "key": repr((asked.kind, asked.asked, items)),
-            "reward": "exact_match",
+            "reward": "match",
         },
     )
 
@@ -162,7 +162,7 @@ def _scene_colour(
 ) -> tuple[Item, ...]:
     others = [pair for pair in shown_pairs(split) if pair[1] != asked.shape]
     pairs = _fill(rng, [(answer, asked.shape)], options.num_objects, others)
-    if split == "test" and not any(map(is_held_out, pairs)):
+    if split == "heldout" and not any(map(is_held_out, pairs)):
         pairs = [pairs[0], *pairs[2:], rng.choice([p for p in HELD_OUT if p in others])]
     return place(rng, pairs, size=options.size, grid=options.grid)
 

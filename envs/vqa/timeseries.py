@@ -80,7 +80,10 @@ def make_question(
     rng = stream("timeseries_plot", options, seed=seed, split=split)
     kind = rng.choice(KINDS)
     grid = [
-        (p, a) for p in PERIODS for a in AMPLITUDES if is_held_out(kind, p, a) == (split == "test")
+        (p, a)
+        for p in PERIODS
+        for a in AMPLITUDES
+        if is_held_out(kind, p, a) == (split == "heldout")
     ]
     periods, amplitude = rng.choice(grid)
     phase, noise_seed = rng.randrange(100) / 100, rng.randrange(2**32)
@@ -97,7 +100,7 @@ def make_question(
             "periods": periods,
             "amplitude": amplitude / 10,
             "key": repr((kind, periods, amplitude, phase, noise_seed)),
-            "reward": "class_match",
+            "reward": "exact_label",
         },
     )
 

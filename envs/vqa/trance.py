@@ -5,7 +5,7 @@ after some objects changed colour or shape, seen after the stated quarter turns.
 (object, attribute, new value).
 
 Held out: pairs of colour and shape (see `scene`): train scenes never hold one, and every object of
-a test scene before the change is one.
+a held-out scene before the change is one.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from random import Random
 
+from embodied_rl.envs.vqa import answers
 from embodied_rl.envs.vqa.common import Split, Task, check_range, stream
 from embodied_rl.envs.vqa.scene import (
     COLOURS,
@@ -150,4 +151,10 @@ def guess(question: Question, rng: Random) -> str:
     )
 
 
-TRANCE_LIKE = Task(options=TranceOptions, make_question=make_question, solve=solve, guess=guess)
+TRANCE_LIKE = Task(
+    options=TranceOptions,
+    make_question=make_question,
+    solve=solve,
+    guess=guess,
+    check=answers.same_changes,
+)

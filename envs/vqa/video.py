@@ -9,7 +9,7 @@ dt].
 can only be seen by asking for further frames: `pick_frames`, `clip_frames` and `zoom`, on
 ``data["frames"]``, are the tools.
 
-Held out: pairs of colour and shape (see `scene`); the asked object of a test film
+Held out: pairs of colour and shape (see `scene`); the asked object of a held-out film
 of ``temporal_grounding``, and the moving object of one of ``strip_video``, is a held-out pair.
 """
 
@@ -22,6 +22,7 @@ from random import Random
 
 import numpy as np
 
+from embodied_rl.envs.vqa import answers
 from embodied_rl.envs.vqa.common import (
     Image,
     Split,
@@ -64,12 +65,13 @@ class TemporalGroundingOptions:
     size: int = 32
     grid: int = 2
     num_objects: int = 1
-    max_length: int = 0
+    max_length: int = 4
     seconds_per_frame: float = 0.5
     label_noise: float = 0.0
 
     def __post_init__(self) -> None:
         check_range("num_frames", self.num_frames, 2, 512)
+        check_range("size", self.size, 12 * self.grid, 1024)
         check_range("num_objects", self.num_objects, 0, self.grid**2 - 1)
         check_range("max_length", self.max_length, 0, self.num_frames)
         check_range("label_noise", self.label_noise, 0.0, 1.0)
@@ -95,7 +97,9 @@ class StripVideoOptions:
     num_choices: int = 4
 
     def __post_init__(self) -> None:
-        check_range("initial_frames", self.initial_frames, 2, self.num_frames)
+        check_range("num_frames", self.num_frames, 3, 4096)
+        check_range("initial_frames", self.initial_frames, 2, self.num_frames - 1)
+        check_range("event_frames", self.event_frames, 1, self.num_frames - 2)
         check_range("num_choices", self.num_choices, 2, 4)
         check_range("size", self.size, 36, 1024)
         if not self.starts():
@@ -224,7 +228,7 @@ def make_strip_video(
             "event": (start, start + options.event_frames),
             "candidates": candidates,
             "key": repr((event, moving, path, start)),
-            "reward": "exact_match",
+            "reward": "match",
         },
     )
 
@@ -303,6 +307,7 @@ TEMPORAL_GROUNDING = Task(
     make_question=make_temporal_grounding,
     solve=solve_temporal_grounding,
     guess=guess_span,
+    check=answers.overlapping_span,
 )
 STRIP_VIDEO = Task(
     options=StripVideoOptions,

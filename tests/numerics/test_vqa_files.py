@@ -23,7 +23,7 @@ def write(tmp_path, rows, name="data.jsonl"):
     (tmp_path / "a.png").write_bytes(png())
     text = "\n".join(json.dumps(row) for row in rows) if name.endswith("l") else json.dumps(rows)
     (tmp_path / name).write_text(text)
-    return FileOptions(path=str(tmp_path / name), test_share=0.0)
+    return FileOptions(path=str(tmp_path / name), heldout_share=0.0)
 
 
 def load(options):
@@ -57,7 +57,7 @@ def test_parquet_with_embedded_bytes_reads_like_jsonl(tmp_path):
         for i in range(3)
     ]
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "data.parquet")
-    questions = load(FileOptions(path=str(tmp_path / "data.parquet"), test_share=0.0))
+    questions = load(FileOptions(path=str(tmp_path / "data.parquet"), heldout_share=0.0))
     assert [(q.prompt, q.answer) for q in questions] == [
         (f"Question {i}", str(i)) for i in range(3)
     ]
@@ -108,8 +108,8 @@ def test_the_held_out_rows_are_the_same_in_any_order_and_the_stated_share(tmp_pa
     found = []
     for name, part in (("a.jsonl", rows), ("b.jsonl", rows[::-1])):
         write(tmp_path, part, name)
-        options = FileOptions(path=str(tmp_path / name), test_share=0.2)
-        test = {q.prompt for q in load_questions(options, split="test")}
+        options = FileOptions(path=str(tmp_path / name), heldout_share=0.2)
+        test = {q.prompt for q in load_questions(options, split="heldout")}
         train = {q.prompt for q in load_questions(options, split="train")}
         assert not test & train and len(test | train) == 2000
         found.append(test)

@@ -2,6 +2,7 @@ import math
 import subprocess
 import sys
 from collections import defaultdict
+from typing import Any
 
 import numpy as np
 import pytest
@@ -33,19 +34,26 @@ ORACLES = [
     ("perception_checklist", {"num_facts": 3}),
     ("pairwise_judge", {}),
     ("retrieval_embed", {}),
+    ("cad_code", {}),
+    ("cad_code", {"max_holes": 4, "size": 224}),
 ]
 
 
-def make(name, *, seed, split="train", draw=True, **knobs):
+def make(name: str, *, seed: int, split: Any = "train", draw: bool = True, **knobs: Any):
     task = load_task(name)
     return task.make_question(task.options(**knobs), seed=seed, split=split, draw=draw)
 
 
-@pytest.mark.parametrize(("name", "knobs"), ORACLES)
-def test_the_answer_read_from_the_pixels_is_the_reference(name, knobs):
+def solver(name):
     solve = load_task(name).solve
     assert solve is not None
-    for split in ("train", "test"):
+    return solve
+
+
+@pytest.mark.parametrize(("name", "knobs"), ORACLES)
+def test_the_answer_read_from_the_pixels_is_the_reference(name, knobs):
+    solve = solver(name)
+    for split in ("train", "heldout"):
         for seed in range(25):
             question = make(name, seed=seed, split=split, **knobs)
             assert solve(question) == question.answer, (split, seed)
@@ -54,10 +62,10 @@ def test_the_answer_read_from_the_pixels_is_the_reference(name, knobs):
 def test_charts_and_pages_read_from_the_pixels():
     for seed in range(6):
         question = make("chart_qa", seed=seed)
-        assert load_task("chart_qa").solve(question) == question.answer
+        assert solver("chart_qa")(question) == question.answer
     for seed in range(10):
         question = make("page_rerank", seed=seed, max_positives=3)
-        ranking = load_task("page_rerank").solve(question).split(", ")
+        ranking = solver("page_rerank")(question).split(", ")
         positives = question.data["positives"]
         assert {int(page) for page in ranking[: len(positives)]} == set(positives)
 
@@ -86,7 +94,7 @@ def test_the_shortcut_lets_the_text_answer_just_the_stated_share():
         assert abs(hits - share) < 4 * math.sqrt(share * (1 - share) / 3000)
 
 
-@pytest.mark.parametrize("split", ["train", "test"])
+@pytest.mark.parametrize("split", ["train", "heldout"])
 def test_without_a_shortcut_the_text_answers_no_more_than_chance(split):
     seen = [make("shapes_vqa", seed=seed, split=split, draw=False) for seed in range(6000)]
     asked = [make("shapes_vqa", seed=s, split=split, draw=False) for s in range(6000, 9000)]
@@ -102,7 +110,7 @@ def test_without_a_shortcut_the_text_answers_no_more_than_chance(split):
 
 def test_a_blank_picture_leaves_the_reader_nothing_but_zero_counts():
     questions = [make("shapes_vqa", seed=seed, kinds=("count",)) for seed in range(300)]
-    solve = load_task("shapes_vqa").solve
+    solve = solver("shapes_vqa")
     answers = [solve(blank_image(question)) for question in questions]
     assert set(answers) == {"0"}
     hits = np.mean([a == q.answer for a, q in zip(answers, questions, strict=True)])
@@ -110,7 +118,7 @@ def test_a_blank_picture_leaves_the_reader_nothing_but_zero_counts():
 
 
 def test_reference_programs_draw_the_same_chart_as_the_picture(tmp_path):
-    questions = [make("chart_to_code", seed=seed, split="test") for seed in range(4)]
+    questions = [make("chart_to_code", seed=seed, split="heldout") for seed in range(4)]
     lines = ["import matplotlib", "matplotlib.use('Agg')", "import numpy as np"]
     for index, question in enumerate(questions):
         (tmp_path / f"{index}.py").write_text(question.answer)
@@ -167,7 +175,7 @@ def test_cad_measures_equal_a_count_of_voxels(kind):
 
 
 def test_cad_reference_programs_build_solids_of_the_stated_measures():
-    pytest.importorskip("cadquery", reason="needs cadquery")
+    pytest.importorskip("cadquery", reason="solids need embodied-rl[cad]")
     for seed in range(12):
         question = make("cad_code", seed=seed, draw=False)
         space: dict = {}
@@ -184,5 +192,5 @@ def test_temporal_label_noise_moves_the_stated_share_of_train_references_only():
     moved = np.mean([q.data["span"] != q.data["clean_span"] for q in noisy])
     # A random interval is the right one now and then.
     assert 0.23 < moved < 0.33
-    test = [make("temporal_grounding", seed=s, split="test", label_noise=0.3) for s in range(50)]
+    test = [make("temporal_grounding", seed=s, split="heldout", label_noise=0.3) for s in range(50)]
     assert all(q.data["span"] == q.data["clean_span"] for q in test)
