@@ -47,7 +47,7 @@ TOP = 10
 """Upper end of the value axis; values are whole numbers from 1 to 9."""
 LEFT, RIGHT, BOTTOM, CEILING = 0.12, 0.97, 0.16, 0.86
 """Axes of the figure, as shares of its width and height."""
-DPI = 64
+DPI = 80
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,8 +63,8 @@ class ChartOptions:
 
     kinds: tuple[str, ...] = KINDS
     num_points: int = 4
-    width: int = 192
-    height: int = 144
+    width: int = 240
+    height: int = 180
 
     def __post_init__(self) -> None:
         if not self.kinds or set(self.kinds) - set(KINDS):

@@ -24,14 +24,17 @@ import binascii
 import io
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
+from PIL import Image as PILImage
+from PIL import UnidentifiedImageError
 
-from embodied_rl.envs.vqa.common import Image, Split, stable_hash
+from embodied_rl.envs.vqa.common import Image, Split, check_range, stable_hash
 from embodied_rl.types import Question
 
 IMAGE_TOKEN = "<image>"
@@ -46,44 +49,105 @@ class FileOptions:
         image_folder: that image paths are relative to; None: the folder of ``path``.
         reward: name of the reward that checks the answers.
         heldout_share: of rows that are held out.
+        max_image_side: pictures with a longer side are scaled down to this many pixels; 0: none
+            are. Answers in pixels are not scaled with them.
     """
 
     path: str
     image_folder: str | None = None
-    reward: str = "exact_match"
+    reward: str = "match"
     heldout_share: float = 0.1
+    max_image_side: int = 0
 
     def __post_init__(self) -> None:
-        if not 0.0 <= self.heldout_share <= 1.0:
-            raise ValueError(f"heldout_share is {self.heldout_share}: choose a value from 0 to 1")
+        check_range("heldout_share", self.heldout_share, 0.0, 1.0)
+        check_range("max_image_side", self.max_image_side, 0, 16384)
 
 
-def load_questions(options: FileOptions, *, split: Split) -> list[Question]:
-    """The questions of one split, in the order of the file.
+@dataclass(frozen=True)
+class _Row:
+    """A row that has been checked: its question without pictures, and where they are."""
+
+    question: Question
+    pictures: tuple[Path | bytes, ...]
+    names: tuple[str, ...]
+
+
+class QuestionFile(Sequence[Question]):
+    """The questions of one split of a file, in its order; pictures are read when asked for.
+
+    Every row, and the head of every picture, is looked at once up front.
+
+    Args:
+        options: where they are.
+        split: ``"train"`` or ``"heldout"``.
+
+    Attributes:
+        extent: (greatest height, greatest width, most pictures of a question); (1, 1, 0) if none.
 
     Raises:
         ValueError: a file type, a row or a picture that cannot be read; the message names the line.
     """
-    path = Path(options.path)
-    if not path.is_file():
-        raise ValueError(
-            f"there is no file {path}: give the path of a .jsonl, .parquet or .json file"
-        )
-    readers = {".jsonl": _jsonl_rows, ".parquet": _parquet_rows, ".json": _conversation_rows}
-    if path.suffix not in readers:
-        raise ValueError(
-            f"{path.name} ends in {path.suffix!r}: give a .jsonl, .parquet or .json file"
-        )
-    folder = Path(options.image_folder) if options.image_folder else path.parent
-    questions = []
-    for place, row in readers[path.suffix](path):
-        try:
-            prompt, answer = _prompt(row), _answer(row)
-            if _in_heldout(prompt, answer, options.heldout_share) == (split == "heldout"):
-                questions.append(_question(row, prompt, answer, folder, options.reward))
-        except ValueError as error:
-            raise ValueError(f"{path.name}, {place}: {error}") from None
-    return questions
+
+    def __init__(self, options: FileOptions, *, split: Split) -> None:
+        path = Path(options.path)
+        if not path.is_file():
+            raise ValueError(
+                f"there is no file {path}: give the path of a .jsonl, .parquet or .json file"
+            )
+        readers = {".jsonl": _jsonl_rows, ".parquet": _parquet_rows, ".json": _conversation_rows}
+        if path.suffix not in readers:
+            raise ValueError(
+                f"{path.name} ends in {path.suffix!r}: give a .jsonl, .parquet or .json file"
+            )
+        self._side = options.max_image_side
+        self._rows: list[_Row] = []
+        folder = Path(options.image_folder) if options.image_folder else path.parent
+        height, width, count = 1, 1, 0
+        for place, row in readers[path.suffix](path):
+            try:
+                prompt, answer = _prompt(row), _answer(row)
+                if _in_heldout(prompt, answer, options.heldout_share) != (split == "heldout"):
+                    continue
+                checked = _row(row, prompt, answer, folder, options.reward)
+                for source, name in zip(checked.pictures, checked.names, strict=True):
+                    size = _scaled_size(_size(source, name), self._side)
+                    height, width = max(height, size[1]), max(width, size[0])
+            except ValueError as error:
+                raise ValueError(f"{path.name}, {place}: {error}") from None
+            count = max(count, len(checked.pictures))
+            self._rows.append(checked)
+        self.extent = height, width, count
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    @overload
+    def __getitem__(self, index: int) -> Question: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[Question]: ...
+
+    def __getitem__(self, index: int | slice) -> Question | list[Question]:
+        if isinstance(index, slice):
+            return [self[number] for number in range(len(self))[index]]
+        row = self._rows[index]
+        pictures = zip(row.pictures, row.names, strict=True)
+        images = tuple(_decode(source, name, self._side) for source, name in pictures)
+        return replace(row.question, images=images)
+
+    def texts(self) -> list[Question]:
+        """The questions without their pictures."""
+        return [row.question for row in self._rows]
+
+
+def load_questions(options: FileOptions, *, split: Split) -> list[Question]:
+    """The questions of one split with their pictures, in the order of the file.
+
+    Raises:
+        ValueError: as `QuestionFile`.
+    """
+    return list(QuestionFile(options, split=split))
 
 
 def _in_heldout(prompt: str, answer: str, share: float) -> bool:
@@ -153,35 +217,33 @@ def _answer(row: Mapping[str, Any]) -> str:
     return str(answer)
 
 
-def _question(
-    row: Mapping[str, Any], prompt: str, answer: str, folder: Path, reward: str
-) -> Question:
+def _row(row: Mapping[str, Any], prompt: str, answer: str, folder: Path, reward: str) -> _Row:
     images = row.get("images", row.get("image"))
     if images is None:
         images = []
     listed = images if isinstance(images, list) else [images]
-    return Question(
+    found = [_picture(image, folder) for image in listed]
+    question = Question(
         task=str(row.get("task") or row.get("data_source") or "vqa"),
         prompt=prompt,
         answer=answer,
-        images=tuple(_image(image, folder) for image in listed),
         data={"key": repr((prompt, answer)), "reward": reward},
     )
+    return _Row(question, tuple(source for source, _ in found), tuple(name for _, name in found))
 
 
-def _image(image: object, folder: Path) -> Image:
-    """Picture from a path in ``folder`` or embedded bytes, uint8 ``[height, width, 3]``."""
+def _picture(image: object, folder: Path) -> tuple[Path | bytes, str]:
+    """Where a picture is, a path in ``folder`` or embedded bytes, and what to call it."""
     if isinstance(image, Mapping):
         data = image.get("bytes")
-        if data is None:
-            image = image.get("path")
-        elif isinstance(data, str):
+        if isinstance(data, str):
             try:
-                return _decode(base64.b64decode(data, validate=True), "the embedded picture")
+                data = base64.b64decode(data, validate=True)
             except binascii.Error:
                 raise ValueError("the bytes of a picture in JSON must be base64 text") from None
-        else:
-            return _decode(data, "the embedded picture")
+        if data is not None:
+            return data, "the embedded picture"
+        image = image.get("path")
     if not isinstance(image, str):
         raise ValueError("a picture must be a path, or an object with bytes or path")
     path, root = (folder / image).resolve(), folder.resolve()
@@ -189,15 +251,35 @@ def _image(image: object, folder: Path) -> Image:
         raise ValueError(f"picture {image!r} lies outside the data folder: set image_folder")
     if not path.is_file():
         raise ValueError(f"picture {image!r} is missing from {folder}")
-    return _decode(path.read_bytes(), f"picture {image!r}")
+    return path, f"picture {image!r}"
 
 
-def _decode(data: bytes, name: str) -> Image:
-    from PIL import Image as PILImage
-    from PIL import UnidentifiedImageError
-
+@contextmanager
+def _opened(source: Path | bytes, name: str) -> Iterator[PILImage.Image]:
     try:
-        with PILImage.open(io.BytesIO(data)) as picture:
-            return np.array(picture.convert("RGB"))
-    except (UnidentifiedImageError, OSError):
+        with PILImage.open(io.BytesIO(source) if isinstance(source, bytes) else source) as picture:
+            yield picture
+    except (UnidentifiedImageError, OSError, PILImage.DecompressionBombError):
         raise ValueError(f"{name} is not a picture that Pillow reads") from None
+
+
+def _size(source: Path | bytes, name: str) -> tuple[int, int]:
+    """(width, height) from the head of a picture."""
+    with _opened(source, name) as picture:
+        return picture.size
+
+
+def _scaled_size(size: tuple[int, int], side: int) -> tuple[int, int]:
+    """(width, height) after scaling the longer side down to ``side`` pixels; 0: unchanged."""
+    longest = max(size)
+    if side == 0 or longest <= side:
+        return size
+    return max(round(size[0] * side / longest), 1), max(round(size[1] * side / longest), 1)
+
+
+def _decode(source: Path | bytes, name: str, side: int) -> Image:
+    """uint8 ``[height, width, 3]``."""
+    with _opened(source, name) as picture:
+        size = _scaled_size(picture.size, side)
+        whole = picture.convert("RGB")
+        return np.array(whole if size == whole.size else whole.resize(size))

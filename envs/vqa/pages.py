@@ -70,7 +70,8 @@ def _draw_page(title: str, bars: tuple[int, ...], options: PageRerankOptions) ->
     page = PILImage.new("RGB", (options.width, options.height), (252, 250, 245))
     pen = ImageDraw.Draw(page)
     pen.fontmode = "1"
-    pen.text((4, 3), title, fill=(0, 0, 0), font=ImageFont.load_default_imagefont())
+    # The first letter of a text loses its left edge: here that is a blank, six pixels wide.
+    pen.text((-2, 3), f" {title}", fill=(0, 0, 0), font=ImageFont.load_default_imagefont())
     for line in range(2):
         pen.line((4, 19 + 5 * line, options.width - 5 - 14 * line, 19 + 5 * line), fill=(180,) * 3)
     for index, bar in enumerate(bars):

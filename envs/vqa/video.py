@@ -84,7 +84,9 @@ class StripVideoOptions:
 
     Attributes:
         num_frames: of the film.
-        initial_frames: shown with the question, evenly spaced; the event is in none of them.
+        initial_frames: shown with the question, evenly spaced; the event is in none of them, unless
+            the whole film is shown. So fewer than ``num_frames`` leave one turn without tools at
+            chance.
         event_frames: for which the event is visible.
         size: of a frame in pixels.
         num_choices: colours that the prompt names.
@@ -98,7 +100,7 @@ class StripVideoOptions:
 
     def __post_init__(self) -> None:
         check_range("num_frames", self.num_frames, 3, 4096)
-        check_range("initial_frames", self.initial_frames, 2, self.num_frames - 1)
+        check_range("initial_frames", self.initial_frames, 2, self.num_frames)
         check_range("event_frames", self.event_frames, 1, self.num_frames - 2)
         check_range("num_choices", self.num_choices, 2, 4)
         check_range("size", self.size, 36, 1024)
@@ -114,6 +116,8 @@ class StripVideoOptions:
         """First frames for which the event stays clear of the shown ones."""
         shown = self.shown()
         lasts = range(self.num_frames - self.event_frames + 1)
+        if self.initial_frames == self.num_frames:
+            return list(lasts)
         return [a for a in lasts if not any(a <= s < a + self.event_frames for s in shown)]
 
 

@@ -27,6 +27,7 @@ ORACLES = [
     ("jigsaw_pair", {"rows": 3, "columns": 4, "size": 96}),
     ("temporal_grounding", {"num_frames": 16}),
     ("strip_video", {}),
+    ("strip_video", {"num_frames": 12, "initial_frames": 12}),
     ("trance_like", {"num_objects": 8, "max_changes": 4}),
     ("affordance_points", {}),
     ("few_shot_classification", {"ways": 4, "shots": 2}),
