@@ -44,7 +44,7 @@ def chat_of(obs: dict[str, torch.Tensor], row: int) -> Any:
 
 
 def test_observations_hold_the_chat_and_the_pictures_in_its_order() -> None:
-    env, simulator = build(tasks=("page_rerank", "shapes_vqa"), system_prompt="Grüße")
+    env, simulator = build(tasks=("page_rerank", "timeseries_plot"), system_prompt="Grüße")
     obs, _ = env.reset()
     assert env.task_ids.tolist() == [0, 1, 0, 1]
     for row, question in enumerate(simulator.questions):

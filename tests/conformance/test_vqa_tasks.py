@@ -165,6 +165,12 @@ def test_no_word_of_the_prompt_tells_which_choice_is_right(name):
         assert hits < TASKS[name].blind + error, hits
 
 
+def test_the_place_of_a_label_among_the_examples_tells_nothing():
+    questions = [make("few_shot_classification", seed=s, draw=False) for s in range(1200)]
+    first = np.mean([q.answer == q.data["labels"][0] for q in questions])
+    assert abs(first - 1 / 2) < 4 * np.sqrt(1 / 4 / 1200)
+
+
 def naive_bayes(examples):
     """The likeliest label of a text from its words and their places in it."""
 
@@ -196,6 +202,8 @@ def test_the_best_answer_known_from_the_text_alone_scores_what_the_table_says(na
         [make(name, seed=seed, split="heldout", draw=False) for seed in range(*ends)]
         for ends in ((0, 300), (300, 1100))
     )
+    # So few texts that a table knows all there is to know from them.
+    assert len({question.prompt for question in asked}) <= 100
     # The one thing in a text that may matter to where or what the answer is: which tool.
     topics = {question.data.get("tool") for question in seen}
     best = {}
