@@ -120,7 +120,7 @@ TASKS: dict[str, TaskEntry] = {
         "describe a picture so that it is found among many",
     ),
     "cad_code": TaskEntry(
-        "cad:CAD_CODE", "cad_geometry", 0.0, 0.004, "write the CadQuery program of a drawn solid"
+        "cad:CAD_CODE", "exec_geometry", 0.0, 0.004, "write the CadQuery program of a drawn solid"
     ),
 }
 

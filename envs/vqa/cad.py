@@ -244,7 +244,7 @@ def make_question(
             "measures": asdict(measure(sizes)),
             "max_holes": options.max_holes,
             "key": repr(sizes),
-            "reward": "cad_geometry",
+            "reward": "exec_geometry",
         },
     )
 

@@ -188,11 +188,10 @@ def make_chart_qa(options: ChartOptions, *, seed: int, split: Split, draw: bool 
 def make_chart_to_code(
     options: ChartOptions, *, seed: int, split: Split, draw: bool = True
 ) -> Question:
-    """Write the program that draws this chart. ``data``: chart, code (which runs), picture."""
+    """Write the program that draws this chart. ``data``: chart, code (which runs)."""
     rng = stream("chart_to_code", options, seed=seed, split=split)
     chart = _draw_content(rng, options, split)
     code = chart_code(chart, options)
-    picture = draw_chart(chart, options) if draw else None
     return Question(
         task="chart_to_code",
         prompt=(
@@ -201,15 +200,9 @@ def make_chart_to_code(
             f"inches at {DPI} dpi, named fig. Answer with the program alone."
         ),
         answer=code,
-        images=() if picture is None else (picture,),
+        images=(draw_chart(chart, options),) if draw else (),
         data={
-            "chart": {
-                "kinds": [chart.kind],
-                "series": [list(chart.values)],
-                "texts": [chart.title],
-                "layout": [1, 1],
-            },
-            "picture": picture,
+            "chart": asdict(chart),
             "code": code,
             "options": asdict(options),
             "key": repr(chart),

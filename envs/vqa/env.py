@@ -139,23 +139,13 @@ def make(
         ValueError: unknown task, knob, split or reward, a file that cannot be read, or a number
             that does not fit.
     """
-    if split not in ("train", "heldout"):
-        raise ValueError(f"split={split!r}: give 'train' or 'heldout'")
-    names = (tasks,) if isinstance(tasks, str) else tuple(tasks)
-    if bool(names) == bool(file):
-        raise ValueError("give either tasks, names of questions made by program, or a file")
-    if file:
-        if knobs:
-            raise ValueError("knobs belong to tasks: leave them out for the questions of a file")
-        options = FileOptions(
-            path=file,
-            image_folder=image_folder or None,
-            heldout_share=heldout_share,
-            max_image_side=max_image_side,
-        )
-        sources = file_sources(options, split=split)
-    else:
-        sources = task_sources(names, knobs or {}, split=split)
+    options = FileOptions(
+        path=file,
+        image_folder=image_folder or None,
+        heldout_share=heldout_share,
+        max_image_side=max_image_side,
+    )
+    sources = choose_sources(tasks, knobs or {}, options, split=split)
     simulator = VQASimulator(
         sources,
         sizes=choose_sizes(sources, system_prompt, chat_bytes, answer_bytes),
@@ -177,6 +167,26 @@ def make(
 
 
 # --- where questions come from ---------------------------------------------------------------
+
+
+def choose_sources(
+    tasks: str | Sequence[str], knobs: Mapping[str, Any], file: FileOptions, *, split: Split
+) -> tuple[Source, ...]:
+    """The sources of ``tasks``, or those of ``file`` where its path is not empty.
+
+    Raises:
+        ValueError: both or neither, knobs for a file, an unknown split, or what they refuse.
+    """
+    if split not in ("train", "heldout"):
+        raise ValueError(f"split={split!r}: give 'train' or 'heldout'")
+    names = (tasks,) if isinstance(tasks, str) else tuple(tasks)
+    if bool(names) == bool(file.path):
+        raise ValueError("give either tasks, names of questions made by program, or a file")
+    if not file.path:
+        return task_sources(names, knobs, split=split)
+    if knobs:
+        raise ValueError("knobs belong to tasks: leave them out for the questions of a file")
+    return file_sources(file, split=split)
 
 
 def task_sources(

@@ -43,8 +43,7 @@ def make(name: str, *, seed: int, split: Any = "train", draw: bool = True, **kno
 
 
 def plain(data):
-    pictures = ("frames", "picture")
-    return repr({key: value for key, value in sorted(data.items()) if key not in pictures})
+    return repr({key: value for key, value in sorted(data.items()) if key != "frames"})
 
 
 def listed(question):
