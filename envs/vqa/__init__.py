@@ -1,7 +1,7 @@
 """Question answering about pictures: tasks whose questions a program makes, and files.
 
-``TASKS`` names every task; `load_task` imports one. The environment that asks the questions and the
-rewards that check the answers are elsewhere: a generator knows its reward only by name.
+``TASKS`` names every task; `load_task` imports one. `env` asks the questions as an environment.
+Rewards are elsewhere: a generator knows its own only by name.
 """
 
 from __future__ import annotations
