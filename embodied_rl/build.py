@@ -17,6 +17,7 @@ from embodied_rl.checkpoint import CheckpointError
 from embodied_rl.config import ConfigError, EnvConfig, TrainConfig, from_yaml
 from embodied_rl.envs import make_env
 from embodied_rl.envs.shards import ShardedVectorEnv
+from embodied_rl.envs.spaces import TextSpace
 from embodied_rl.policies import make_policy
 from embodied_rl.policies.nn import ScaledCritic
 from embodied_rl.registry import near_names, options_of, registry
@@ -123,7 +124,7 @@ def policy_spec(env: VectorEnv, config: EnvConfig) -> PolicySpec:
 
     Raises:
         ConfigError: ``config.observations`` names one that the environment does not have.
-        ValueError: an action space that is neither a flat Box nor Discrete.
+        ValueError: an action space that is no flat Box, Discrete or text.
     """
     spaces = dict(env.single_observation_space.spaces)
     for name in config.observations:
@@ -135,12 +136,15 @@ def policy_spec(env: VectorEnv, config: EnvConfig) -> PolicySpec:
     if config.observations:
         spaces = {name: spaces[name] for name in config.observations}
     action = env.single_action_space
-    if isinstance(action, gymnasium.spaces.Discrete):
+    text = action.shape[0] if isinstance(action, TextSpace) else 0
+    if text:
+        continuous, discrete = 0, 0
+    elif isinstance(action, gymnasium.spaces.Discrete):
         continuous, discrete = 0, int(action.n)
     elif isinstance(action, gymnasium.spaces.Box) and len(action.shape) == 1:
         continuous, discrete = action.shape[0], 0
     else:
-        raise ValueError(f"policies take a flat Box or Discrete action space, not {action}")
+        raise ValueError(f"policies take a flat Box, Discrete or text action space, not {action}")
     return PolicySpec(
         obs_shapes={name: tuple(space.shape or ()) for name, space in spaces.items()},
         obs_dtypes={name: str(space.dtype) for name, space in spaces.items()},
@@ -148,6 +152,7 @@ def policy_spec(env: VectorEnv, config: EnvConfig) -> PolicySpec:
         num_actions=discrete,
         chunk_length=config.chunk_length,
         num_tasks=len(env.task_names),
+        text_bytes=text,
     )
 
 

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from embodied_rl.envs import make_env
 from embodied_rl.envs.base import SimulatorVectorEnv
+from embodied_rl.envs.spaces import TextSpace
 from embodied_rl.envs.vector import LocalSimulator, RowEnv, RowTransition, make_workers
 from embodied_rl.registry import near_names, options_of, registry
 from embodied_rl.types import VectorEnv
@@ -50,13 +51,20 @@ def require(condition: bool | np.bool_ | Tensor, message: str) -> None:
 
 
 def random_actions(env: VectorEnv, *, steps: int, chunk: int = 1, seed: int = 0) -> Tensor:
-    """[steps, N, ...] actions, or [steps, N, H, ...]; continuous ones also beyond the bounds."""
+    """[steps, N, ...] actions, or [steps, N, H, ...]; continuous ones also beyond the bounds.
+
+    Texts are printable ASCII of any length.
+    """
     generator = torch.Generator().manual_seed(seed)
     lead = (steps, env.num_envs) if chunk == 1 else (steps, env.num_envs, chunk)
     space = env.single_action_space
     if isinstance(space, spaces.Discrete):
         return torch.randint(0, int(space.n), lead, generator=generator)
     require(isinstance(space, spaces.Box), f"the action space is {space}: give a Box or a Discrete")
+    if isinstance(space, TextSpace):
+        letters = torch.randint(32, 127, (*lead, *space.shape), generator=generator)
+        lengths = torch.randint(0, space.shape[0] + 1, (*lead, 1), generator=generator)
+        return (letters * (torch.arange(space.shape[0]) < lengths)).to(torch.uint8)
     return torch.rand((*lead, *(space.shape or ())), generator=generator) * 2.4 - 1.2
 
 
@@ -103,7 +111,7 @@ def check_spaces(build: Build) -> None:
         len(env.instructions) == len(env.task_names), "there is not one instruction for each task"
     )
     space = env.single_action_space
-    if isinstance(space, spaces.Box) and space.is_bounded():
+    if isinstance(space, spaces.Box) and space.is_bounded() and not isinstance(space, TextSpace):
         require(
             space == spaces.Box(-1, 1, space.shape), "a bounded action space is not offered as ±1"
         )

@@ -33,7 +33,7 @@ BLOCK = 50
 """Episodes played side by side; a constant, because sampling noise is drawn per block and step."""
 SPLIT_RANGES: dict[str, int] = {"tune": 2**30, "test": 2**30 + 2**29}
 """First seed of each split; a range holds 2^29 seeds. Training seeds stay below 2^30."""
-FIXED_STARTS = ("libero",)
+FIXED_STARTS = ("libero", "vqa")
 """Simulators that start from a short list of states, seed s from number s modulo its length."""
 PACKAGES = {
     "atari": ("ale-py", "envpool"),
@@ -41,6 +41,7 @@ PACKAGES = {
     "libero": ("hf-libero", "robosuite", "mujoco"),
     "maniskill": ("mani-skill", "sapien"),
     "metaworld": ("envpool", "metaworld", "mujoco"),
+    "vqa": ("matplotlib", "numpy", "pillow"),
 }
 """Whose versions, beside gymnasium's, are part of a simulator's fingerprint."""
 

@@ -25,6 +25,7 @@ BUILTIN: dict[str, dict[str, str]] = {
         "envpool": "embodied_rl.envs.envpool:make",
         "gymnasium": "embodied_rl.envs.gymnasium:make",
         "libero": "embodied_rl.envs.libero.env:make",
+        "vqa": "embodied_rl.envs.vqa.env:make",
         "identity": "embodied_rl.envs.toy:make_identity",
         "reach": "embodied_rl.envs.toy:make_reach",
     },

@@ -275,6 +275,7 @@ def _assemble(track: _Track, policy: Policy) -> Rollout:
         values=values,
         next_values=next_values,
         rewards=rewards,
+        reward_terms=_reward_terms(records),
         terminated=terminated,
         truncated=truncated,
         success=stack_info("success"),
@@ -286,6 +287,12 @@ def _assemble(track: _Track, policy: Policy) -> Rollout:
         policy_version=versions.unsqueeze(1).repeat(1, envs),
         replay=replay,
     )
+
+
+def _reward_terms(records: list[dict[str, Any]]) -> TensorDict:
+    """[T, N] each, by name; empty where rewards have no parts."""
+    terms = [record["info"].get("reward_terms", {}) for record in records]
+    return {name: torch.stack([values[name] for values in terms]) for name in terms[0]}
 
 
 @torch.no_grad()

@@ -461,6 +461,10 @@ def log(
         "env/worker_restarts": float(session.cursor.worker_restarts),
         "env/dropped_episodes": float(session.cursor.dropped_episodes),
     }
+    metrics |= {
+        f"rollout/reward_{name}": float(term[rollout.valid].mean())
+        for name, term in rollout.reward_terms.items()
+    }
     if len(finished["return"]):
         metrics |= {
             "rollout/success_rate": float(finished["success_once"].float().mean()),

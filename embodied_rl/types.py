@@ -193,6 +193,7 @@ class PolicySpec:
         num_actions: number of discrete actions, or 0 for a continuous action space.
         chunk_length: H, actions predicted and executed open loop per decision.
         num_tasks: number of task ids the environment can produce.
+        text_bytes: A of an action in words, uint8 [A] with UTF-8 padded with zeros; else 0.
     """
 
     obs_shapes: Mapping[str, Sequence[int]]
@@ -201,6 +202,7 @@ class PolicySpec:
     num_actions: int = 0
     chunk_length: int = 1
     num_tasks: int = 1
+    text_bytes: int = 0
 
 
 @runtime_checkable
@@ -220,8 +222,9 @@ class VectorEnv(Protocol):
     ``info`` of ``step`` holds tensors: ``success`` [N] bool, solved during this step; ``valid``
     [N] bool, row was stepped; ``num_env_steps`` [N] int64; ``unit_mask`` [N, H] bool, executed
     actions of the chunk; ``step_rewards`` [N, H]; ``final_obs`` (a dense dict like obs) with
-    ``_final_obs`` [N] bool; ``episode`` = {``return``, ``length``, ``success_once``,
-    ``success_at_end``} [N] with ``_episode`` [N] bool. An environment that can lose an episode
+    ``_final_obs`` [N] bool; ``reward_terms`` [N] float32 by name, only where rewards have parts;
+    ``episode`` = {``return``, ``length``, ``success_once``, ``success_at_end``} [N] with
+    ``_episode`` [N] bool. An environment that can lose an episode
     (its process died) ends it as ``truncated``, with ``_episode`` and ``valid`` False and
     ``dropped`` [N] bool True, and counts its ``worker_restarts`` [N] int64 since the last step.
     """

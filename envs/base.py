@@ -56,6 +56,8 @@ class Transition:
         dropped: [n] bool, the simulator lost the episode and did not take the step (a worker
             process died); None: no row did.
         restarts: worker processes that were restarted since the last sub-step.
+        reward_terms: [n] float32 each, what the rewards are made of, by name; always the same
+            names. None for a simulator whose rewards have no parts.
     """
 
     obs: ArrayDict
@@ -65,6 +67,7 @@ class Transition:
     success: BoolArray | None
     dropped: BoolArray | None = None
     restarts: int = 0
+    reward_terms: ArrayDict | None = None
 
 
 class Simulator(Protocol):
@@ -138,6 +141,7 @@ class _Decision:
     terminated: BoolArray
     truncated: BoolArray
     success: Tensor
+    reward_terms: ArrayDict
 
 
 class SimulatorVectorEnv:
@@ -390,6 +394,7 @@ class SimulatorVectorEnv:
             terminated=terminated,
             truncated=truncated > terminated,  # truncated and not terminated
             success=success,
+            reward_terms=transition.reward_terms or {},
         )
 
     def _recv_chunk(self, actions: Array) -> _Decision:
@@ -398,6 +403,7 @@ class SimulatorVectorEnv:
         step_rewards = np.zeros((n, h), np.float32)
         unit_mask = np.zeros((n, h), np.bool_)
         terminated, truncated, success = np.zeros((3, n), np.bool_)
+        terms: ArrayDict = {}
         rows = self._active_rows()
         valid = self._active.copy()
         for k in range(h):
@@ -410,6 +416,8 @@ class SimulatorVectorEnv:
             self._obs = merge(self._obs, rows, transition.obs, n)
             step_rewards[rows, k] = transition.rewards
             unit_mask[rows, k] = True
+            for name, value in (transition.reward_terms or {}).items():
+                terms.setdefault(name, np.zeros(n, np.float32))[rows] += value
             solved = transition.success if transition.success is not None else self._false[rows]
             success[rows] |= solved
             terminated[rows], truncated[rows] = self._advance(rows, transition, solved)
@@ -423,6 +431,7 @@ class SimulatorVectorEnv:
             terminated=terminated,
             truncated=truncated,
             success=self._tensor(success),
+            reward_terms=terms,
         )
 
     def _active_rows(self) -> IntArray:
@@ -472,6 +481,8 @@ class SimulatorVectorEnv:
             "dropped": self._all_false,
             "worker_restarts": self._zeros,
         }
+        if decision.reward_terms:
+            info["reward_terms"] = self._tensors(decision.reward_terms)
         ended = done.any()
         if ended:
             info["_final_obs"] = info["_episode"] = self._tensor(done)

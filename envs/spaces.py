@@ -19,11 +19,19 @@ Array: TypeAlias = npt.NDArray[Any]
 ArrayDict: TypeAlias = dict[str, Array]
 
 
+class TextSpace(spaces.Box):
+    """Texts of at most ``size`` bytes: uint8 ``[size]``, UTF-8 padded with zeros."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__(0, 255, (size,), np.uint8)
+
+
 class ActionCodec:
     """Torch actions of a decision to the arrays the simulator takes.
 
     A bounded Box is offered as [-1, 1] and mapped to the simulator's own bounds, after clipping:
-    ``low + (clip(a, -1, 1) + 1) / 2 * (high - low)``. A Discrete space starts at 0.
+    ``low + (clip(a, -1, 1) + 1) / 2 * (high - low)``. A Discrete space starts at 0. Bytes of a
+    TextSpace stay what they are.
     """
 
     def __init__(self, space: gymnasium.Space[Any], num_envs: int, chunk_length: int) -> None:
@@ -31,8 +39,11 @@ class ActionCodec:
         self._offset = 0
         self.shape: tuple[int, ...] = ()
         self.dtype: np.dtype[Any] = np.dtype(np.int32)
-        if isinstance(space, spaces.Box):
-            self.space: gymnasium.Space[Any] = self._box(space)
+        if isinstance(space, TextSpace):
+            self.space: gymnasium.Space[Any] = space
+            self.shape, self.dtype = space.shape, np.dtype(np.uint8)
+        elif isinstance(space, spaces.Box):
+            self.space = self._box(space)
         elif isinstance(space, spaces.Discrete):
             self._offset = int(space.start)
             self._count = int(space.n)
@@ -62,7 +73,7 @@ class ActionCodec:
         """Actions [N, ...] (H = 1; [N, 1, ...] also) or [N, H, ...] to a new array.
 
         Raises:
-            ValueError: wrong shape, NaN, or an index outside the space.
+            ValueError: wrong shape or type, NaN, or an index outside the space.
         """
         if actions.shape != self._batch:
             if len(self._batch) != len(self._unit_batch) and actions.shape == self._unit_batch:
@@ -73,6 +84,10 @@ class ActionCodec:
                     f"{self._batch}"
                 )
         array = actions.numpy(force=True)
+        if isinstance(self.space, TextSpace):
+            if array.dtype != np.uint8:
+                raise ValueError(f"actions are {array.dtype}: this environment takes uint8 text")
+            return array.copy()
         if isinstance(self.space, spaces.Box):
             return self._decode_box(array)
         return self._decode_index(array)

@@ -105,7 +105,10 @@ class VectorEnvSimulator:
             step["dropped"] = info["dropped"]
         arrays = _rows_of(step, self._rows)
         restarts = int(info["worker_restarts"].sum()) if "worker_restarts" in info else 0
-        return Transition(_rows_of(obs, self._rows), **arrays, restarts=restarts)
+        terms = _rows_of(info["reward_terms"], self._rows) if "reward_terms" in info else None
+        return Transition(
+            _rows_of(obs, self._rows), **arrays, restarts=restarts, reward_terms=terms
+        )
 
     def reseed(self, seed: int | None, episode_seeds: IntArray | None) -> None:
         """Passed on with the next reset."""

@@ -59,6 +59,7 @@ CASES: list[tuple[str, dict[str, Any]]] = [
     ("gymnasium", {"id": "CartPole-v1", "vectorization_mode": "workers", "num_workers": 2}),
     ("identity", {}),
     ("reach", {"num_tasks": 2}),
+    ("vqa", {"tasks": ("shapes_vqa", "few_shot_classification")}),
     *MANISKILL,
 ]
 SLOW_CASES: list[tuple[str, dict[str, Any]]] = [("libero", {"tasks": ("object/7", "spatial/2")})]
@@ -74,6 +75,8 @@ def build(name: str, **options: Any) -> VectorEnv:
     options = {"num_envs": 4, "seed": 3} | options
     if name == "atari":
         pytest.importorskip("ale_py")
+    if name == "vqa":
+        pytest.importorskip("PIL")
     if name == "libero" and not os.environ.get("EMBODIED_RL_LIBERO_ASSETS"):
         pytest.skip("LIBERO's scenes: set EMBODIED_RL_LIBERO_ASSETS to a folder or archive of them")
     return make_env(name, **options)
