@@ -1,0 +1,32 @@
+"""Compares pairs of formulas read from standard input, one JSON list a line; runs on its own.
+
+A formula may take arbitrarily long or much memory, so this runs as a process that can be killed.
+It imports nothing of the package: it is started by path, in isolated mode.
+"""
+
+import json
+import resource
+import sys
+
+MEMORY_BYTES = 2 << 30
+
+
+def main() -> None:
+    """Answer every line ``[reference, answer]`` with ``true``, ``false`` or ``"reason"``."""
+    resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
+    from math_verify import parse, verify
+
+    print('"ready"', flush=True)
+    for line in sys.stdin:
+        reference, answer = json.loads(line)
+        try:
+            gold = parse(f"${reference}$", parsing_timeout=None)
+            said = parse(f"${answer}$", parsing_timeout=None)
+            reply = bool(verify(gold, said, timeout_seconds=None)) if gold else "no formula"
+        except Exception as error:  # sympy raises almost anything on what a model writes
+            reply = False if not isinstance(error, MemoryError) else "out of memory"
+        print(json.dumps(reply), flush=True)
+
+
+if __name__ == "__main__":
+    main()

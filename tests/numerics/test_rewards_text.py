@@ -1,0 +1,296 @@
+"""Parsing, right and wrong answers, lengths, reflection, confidence and overlap of words."""
+
+import itertools
+import math
+import random
+from collections import Counter
+
+import pytest
+
+from embodied_rl.registry import registry
+from embodied_rl.rewards import parse
+from embodied_rl.rewards.format import format_tags, hard_format_result
+from embodied_rl.rewards.group import cosine_length, dylr, shortest_correct
+from embodied_rl.rewards.length import ngram_repetition, overlong
+from embodied_rl.rewards.match import chart_relaxed, match, numeric
+from embodied_rl.rewards.overlap import (
+    bleu4,
+    bmas,
+    embedding_rank_gap,
+    rouge_l,
+    ts_composite,
+    visual_fact_coverage,
+)
+from embodied_rl.rewards.reflection import (
+    calibration_log,
+    reflection_length,
+    reflection_transition,
+)
+from embodied_rl.types import Question
+
+
+def asked(answer: str = "x", **data: object) -> Question:
+    return Question(task="t", prompt="p", answer=answer, data=data)
+
+
+@pytest.mark.parametrize(
+    ("response", "expected"),
+    [
+        ("<think>A?</think><answer> B </answer>", "B"),
+        ("<think><answer>A</answer></think><answer>B</answer>", "B"),
+        ("plain", "plain"),
+        (r"so \boxed{\frac{1}{2}}", r"\frac{1}{2}"),
+        (r"<answer>\boxed{3}</answer>", "3"),
+        (r"\boxed{1} \boxed{2}", None),
+        (r"\boxed{1", None),
+        ("<answer>A</answer><answer>B</answer>", None),
+        ("<answer>A", None),
+        ("</answer>A<answer>", None),
+        ("<answer><answer>A</answer></answer>", None),
+        ("<think>A", None),
+        ("", None),
+    ],
+)
+def test_answer_text_takes_one_answer_or_none(response: str, expected: str | None) -> None:
+    assert parse.answer_text(response) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("1,234.5 and -2", [1234.5, -2.0]),
+        ("1,2,3", [1.0, 2.0, 3.0]),
+        ("1,234,567", [1234567.0]),
+        ("12,34", [12.0, 34.0]),
+        ("1e3 .5 +4", [1000.0, 0.5, 4.0]),
+        ("1e9999", []),
+        ("none", []),
+    ],
+)
+def test_numbers(text: str, expected: list[float]) -> None:
+    assert parse.numbers(text) == expected
+
+
+def test_code_block_is_the_only_fence() -> None:
+    assert parse.code_block("x ```python\na = 1\n``` y") == "a = 1\n"
+    assert parse.code_block("```\na\n``` ```\nb\n```") is None
+
+
+@pytest.mark.parametrize(
+    ("said", "right"),
+    [
+        ("B", True),
+        ("(b)", True),
+        ("B. blue", True),
+        ("The answer is B.", True),
+        ("blue", True),
+        ("A. blue", False),
+        ("A or B", False),
+        ("C", False),
+        ("bl", False),
+    ],
+)
+def test_choices(said: str, right: bool) -> None:
+    assert match(said, asked("B", choices=["red", "blue"])) == float(right)
+
+
+def test_numbers_with_tolerance_refuse_a_list() -> None:
+    assert numeric("about 98.1 cm", asked("100"), relative=0.02) == 1.0
+    assert numeric("97.9", asked("100"), relative=0.02) == 0.0
+    assert numeric("99 100", asked("100")) == 0.0
+    assert numeric("99 100", asked("100"), last=True) == 1.0
+    assert chart_relaxed("105", asked("100")) == chart_relaxed("-95", asked("-100")) == 1.0
+    assert chart_relaxed("105.1", asked("100")) == 0.0
+    assert chart_relaxed("Norway", asked("norway")) == 1.0
+
+
+def test_an_unusable_reference_is_an_error_not_a_reward() -> None:
+    with pytest.raises(ValueError, match="empty reference"):
+        match("anything", asked(""))
+    with pytest.raises(ValueError, match="none of the choices"):
+        match("A", asked("Z", choices=["red", "blue"]))
+    with pytest.raises(ValueError, match="no number"):
+        numeric("3", asked("three"))
+
+
+@pytest.mark.parametrize(
+    ("said", "reference", "right"),
+    [
+        ("0.5", r"\frac{1}{2}", True),
+        (r"\boxed{\frac{\sqrt{2}}{2}}", r"\frac{1}{\sqrt{2}}", True),
+        ("x^2+2x+1", "(x+1)^2", True),
+        ("x^2+1", "(x+1)^2", False),
+        ("1/2, 1/3", "1/2", False),
+        ("$1$ $2$", "1", False),
+    ],
+)
+def test_formulas_that_are_the_same(said: str, reference: str, right: bool) -> None:
+    pytest.importorskip("math_verify")
+    assert registry("rewards").get("math_equivalence")(said, asked(reference)) == float(right)
+
+
+def test_a_formula_that_never_ends_scores_0_and_the_next_one_is_compared() -> None:
+    pytest.importorskip("math_verify")
+    reward = registry("rewards").get("math_equivalence")
+    assert reward("9^{9^{9^9}}", asked("2"), timeout_s=1.0) == 0.0
+    assert reward("1+1", asked("2"), timeout_s=20.0) == 1.0
+
+
+def test_format_is_exact() -> None:
+    good = "<think>a</think>\n<answer>b</answer>"
+    assert format_tags(good, asked()) == 1.0
+    for bad in (f"x{good}", f"{good}x", "<answer>b</answer><think>a</think>", good + good):
+        assert format_tags(bad, asked()) == 0.0
+    assert format_tags("<think> </think><answer>b</answer>", asked()) == 0.0
+    assert hard_format_result(good, asked("b")) == 1.0
+    assert hard_format_result("<answer>b</answer>", asked("b")) == 0.0
+
+
+def test_overlong_is_a_line_from_the_margin_to_the_limit() -> None:
+    lengths = {7: 0.0, 8: 0.0, 9: -0.5, 10: -1.0, 99: -1.0}
+    for length, expected in lengths.items():
+        assert overlong("w " * length, asked(), max_length=10, margin=2) == expected
+
+
+def test_repeated_trigrams() -> None:
+    assert ngram_repetition("a b c a b c", asked()) == -0.25  # abc bca cab abc
+    assert ngram_repetition("a b c d", asked()) == 0.0
+
+
+def test_shortest_correct_response_gets_the_bonus() -> None:
+    texts = ["w " * n for n in (5, 3, 2, 3)]
+    assert shortest_correct(texts, asked(), scores=[1, 1, 0, 1]) == [0, 0.2, 0, 0.2]
+    assert shortest_correct(texts, asked(), scores=[1, 1, 0, 1], min_length=3) == [0] * 4
+    assert shortest_correct(texts, asked(), scores=[0] * 4) == [0] * 4
+
+
+def test_dylr_moves_wrong_answers_only_to_the_mean_correct_length() -> None:
+    texts = ["w " * n for n in (8, 12, 0, 5, 10, 15, 20, 50)]
+    values = dylr(texts, asked(), scores=[1, 1, 0, 0, 0, 0, 0, 0])
+    assert values == pytest.approx([0, 0, -0.5, -0.25, 0, -0.25, -0.5, -0.5])
+    assert dylr(["w " * 750], asked(), scores=[0])[0] == 0.0
+
+
+def test_cosine_length_ends_and_middle() -> None:
+    texts = ["", "w " * 50, "w " * 100]
+    right = cosine_length(texts, asked(), scores=[1, 1, 1], max_length=100)
+    assert right == pytest.approx([1.0, 0.75, -1.0])
+    wrong = cosine_length(texts, asked(), scores=[0, 0, 0], max_length=100)
+    assert wrong == pytest.approx([-1.0, -0.75, -1.0])
+
+
+def attempts(first: bool, second: bool) -> str:
+    return "".join(f"<answer>{'B' if right else 'A'}</answer>" for right in (first, second))
+
+
+def mean_reward(first: float, second: float, scheme: str) -> float:
+    reward = registry("rewards").get("reflection_transition")
+    question = asked("B", choices=["red", "blue"])
+    total = 0.0
+    for a, b in itertools.product((True, False), repeat=2):
+        chance = (first if a else 1 - first) * (second if b else 1 - second)
+        total += chance * reward(attempts(a, b), question, scheme=scheme)
+    return total
+
+
+def test_spoiling_the_first_answer_pays_in_srpo_and_not_here() -> None:
+    q = 0.8
+    # The honest policy repeats its first answer; the other one spoils it and then tries.
+    honest = {s: q * v for s, v in (("srpo", 0.75), ("closed", 1.0))}
+    assert mean_reward(0.0, q, "srpo") == pytest.approx(0.8)
+    assert honest["srpo"] == pytest.approx(0.6)
+    for second in (0.0, 0.3, q, 1.0):
+        spoiled, tried = (mean_reward(first, second, "closed") for first in (0.0, q))
+        assert tried >= spoiled
+    assert mean_reward(0.0, q, "closed") < honest["closed"]
+    assert reflection_transition("<answer>B</answer>", asked("B")) == 0.5
+
+
+def test_reflection_length_peaks_at_twice_the_first_part() -> None:
+    first = "a b c d <answer>A</answer>"
+    values = {}
+    for extra in range(1, 12):
+        words = " ".join(f"w{i}" for i in range(extra))
+        values[extra] = reflection_length(f"{first} {words} <answer>B</answer>", asked())
+    assert max(values, key=values.__getitem__) == 4  # 5 words, then 5 more
+    assert values[4] == pytest.approx(1.0)
+
+
+def test_stated_confidence_is_best_at_the_true_rate() -> None:
+    for rate in (0.2, 0.5, 0.7):
+        expected = {}
+        for percent in range(1, 100):
+            tail = f"<confidence>{percent}%</confidence>"
+            right = calibration_log(f"<answer>x</answer>{tail}", asked("x"))
+            wrong = calibration_log(f"<answer>y</answer>{tail}", asked("x"))
+            expected[percent] = rate * right + (1 - rate) * wrong
+        assert max(expected, key=expected.__getitem__) == round(100 * rate)
+    assert calibration_log("<answer>x</answer>", asked("x")) == pytest.approx(math.log(0.01) - 1)
+
+
+def test_bleu_and_rouge_of_worked_cases() -> None:
+    the_cat = ["the", "cat", "sat", "on", "the", "mat"]
+    assert bleu4(the_cat, the_cat) == pytest.approx(1.0)
+    assert rouge_l(the_cat, the_cat) == 1.0
+    police = ["police", "killed", "the", "gunman"]  # Lin 2004, section 3.1
+    assert rouge_l(["police", "kill", "the", "gunman"], police) == 0.75
+    assert rouge_l(["the", "gunman", "kill", "police"], police) == 0.5
+    # 7 x "the" against two: clipped precision 2/7 (Papineni et al. 2002); no pair in common.
+    clipped = bleu4(["the"] * 7, the_cat)
+    assert clipped == pytest.approx((2 / 7 * 1 / 7 * 1 / 6 * 1 / 5) ** 0.25)
+    short = bleu4(the_cat[:3], the_cat)
+    assert short == pytest.approx(math.exp(1 - 6 / 3) * 1.0)
+
+
+def test_rouge_equals_brute_force_subsequences() -> None:
+    rng = random.Random(0)
+    for _ in range(30):
+        a, b = ([rng.choice("xyz") for _ in range(rng.randint(1, 7))] for _ in range(2))
+        common = max(
+            n
+            for n in range(len(a) + 1)
+            if {*itertools.combinations(a, n)} & {*itertools.combinations(b, n)}
+        )
+        precision, recall = common / len(a), common / len(b)
+        expected = 2 * precision * recall / (precision + recall) if common else 0.0
+        assert rouge_l(a, b) == pytest.approx(expected)
+
+
+def test_bmas_is_1_for_itself_symmetric_and_falls_as_words_are_dropped() -> None:
+    words = ["a", "small", "red", "cube", "lies", "behind", "three", "yellow", "balls"]
+    values = [bmas(" ".join(words[:n]), asked(" ".join(words))) for n in range(len(words), 0, -1)]
+    assert values[0] == pytest.approx(1.0)
+    assert all(a > b for a, b in itertools.pairwise(values))
+    one, other = "red cube left", "blue ball on the left"
+    assert bmas(one, asked(other)) == pytest.approx(bmas(other, asked(one)))
+    assert Counter(words)["red"] == 1
+    assert bmas("red " * 50, asked(" ".join(words))) < bmas("red", asked(" ".join(words)))
+
+
+def test_rank_and_gap() -> None:
+    question = asked(positive="red cube", negatives=["blue ball", "green cone"])
+    near, far = embedding_rank_gap("red cube", question), embedding_rank_gap("blue ball", question)
+    assert near > 0.5 > far == 0.0
+
+
+def test_facts_that_are_contradicted_do_not_count() -> None:
+    question = asked(
+        facts=[("circle", "3", ["1", "2", "3"]), ("square", "left", ["left", "right"])]
+    )
+    assert visual_fact_coverage("The circle count is 3. Nothing else.", question) == 0.5
+    assert visual_fact_coverage("circle 3. circle 2. square left", question) == 0.5
+    assert visual_fact_coverage("circles 3", question) == 0.0
+
+
+def test_extension_counts_only_when_right() -> None:
+    question = asked(
+        "B",
+        choices=["a", "b"],
+        facts=[("wave", "sine", ["sine", "saw"])],
+        generic_phrases=["as we"],
+    )
+    thought = "<think>the wave is sine</think>"
+    assert ts_composite(f"{thought}<answer>B</answer>", question) == pytest.approx(1.5)
+    assert ts_composite(f"{thought}<answer>A</answer>", question) == pytest.approx(0.1)
+    generic = "<think>as we see the wave is sine</think><answer>B</answer>"
+    assert ts_composite(generic, question) == pytest.approx(1.2)
