@@ -64,6 +64,11 @@ BUILTIN: dict[str, dict[str, str]] = {
     },
     # (response, question) -> float
     "rewards": {
+        "chart_text_struct": "embodied_rl.rewards.chart:chart_text_struct",
+        "chart_visual": "embodied_rl.rewards.chart:chart_visual",
+        "consistency_gate": "embodied_rl.rewards.judge:consistency_gate",
+        "exec_ok": "embodied_rl.rewards.execute:exec_ok",
+        "judge_score": "embodied_rl.rewards.judge:judge_score",
         "box_iou": "embodied_rl.rewards.boxes:box_iou",
         "hungarian_boxes": "embodied_rl.rewards.boxes:hungarian_boxes",
         "roi_iou": "embodied_rl.rewards.boxes:roi_iou",

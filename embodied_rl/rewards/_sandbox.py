@@ -98,9 +98,7 @@ def restrict_files(readable: list[str], writable: str) -> None:
     except OSError as error:
         raise RefusedError(f"the kernel has no Landlock ({error.strerror})") from error
     if abi < MIN_LANDLOCK_ABI:
-        raise RefusedError(
-            f"Landlock is of version {abi}, {MIN_LANDLOCK_ABI} is needed (Linux 6.2)"
-        )
+        raise RefusedError(f"Landlock is of version {abi}, {MIN_LANDLOCK_ABI} is needed")
     handled = ctypes.c_uint64(ALL_ACCESS)
     size, none = ctypes.c_size_t(8), ctypes.c_uint32(0)
     ruleset = system_call(LANDLOCK_CREATE, ctypes.byref(handled), size, none)

@@ -4,13 +4,18 @@ A reward without an entry in ``CASES`` fails. ``ties`` names the adversaries tha
 honest answer (terms that only punish cannot tell silence from honesty); none may beat it.
 """
 
+import functools
 import time
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import pytest
 
 from embodied_rl.registry import BUILTIN, registry
+from embodied_rl.rewards.base import SetupError
+from embodied_rl.rewards.execute import Limits, check_protections
+from embodied_rl.rewards.judge import RuleJudge
 from embodied_rl.types import Question
 
 PROMPT = "Which? Options: A. red B. blue. Numbers 1 2 3 4 5. Box [0,0,1,1]. Use <answer></answer>."
@@ -26,6 +31,7 @@ class Case:
     ties: frozenset[str] = frozenset()
     best: float | None = 1.0
     needs: str | None = None
+    options: dict[str, Any] = field(default_factory=dict)
 
     @property
     def question(self) -> Question:
@@ -73,7 +79,49 @@ RETRIEVAL = {"positive": "red cube on a table", "negatives": ["blue ball", "gree
 PAGES = {"positives": [4, 2], "candidates": [1, 2, 3, 4, 5]}
 SPAM = "word " * 3000
 
+PROGRAM = """```python
+import matplotlib.pyplot as plt
+plt.bar([0, 1, 2], [1, 3, 2])
+plt.title("Rain")
+```"""
+CHART = {
+    "kinds": ["bar"],
+    "series": [[1.0, 3.0, 2.0]],
+    "texts": ["Rain"],
+    "layout": [1, 1],
+}
+PICTURE = np.repeat(np.repeat([[255, 0], [255, 255]], 32, 0), 32, 1).astype(np.uint8)
+PATIENT = {"limits": Limits(wall_s=90.0, cpu_s=30)}
+MANY_PROGRAMS = PROGRAM * 5
+
+
+def says_blue(response: str, question: Question) -> float:
+    return 10.0 * (response == answered("B"))
+
+
 CASES = {
+    "chart_text_struct": Case(
+        PROGRAM, MANY_PROGRAMS, data={"chart": CHART}, needs="matplotlib", options=PATIENT
+    ),
+    "chart_visual": Case(
+        PROGRAM,
+        MANY_PROGRAMS,
+        data={"picture": PICTURE},
+        needs="matplotlib",
+        options=PATIENT,
+        best=None,
+    ),
+    "consistency_gate": Case(
+        answered("B"),
+        ALL_CHOICES,
+        data=CHOICES,
+        best=2.0,
+        options={"judge": RuleJudge(lambda response, question: 1.0)},
+    ),
+    "exec_ok": Case(PROGRAM, MANY_PROGRAMS, options=PATIENT),
+    "judge_score": Case(
+        answered("B"), ALL_CHOICES, data=CHOICES, options={"judge": RuleJudge(says_blue)}
+    ),
     "accuracy_and_format": Case(answered("B"), ALL_CHOICES, data=CHOICES),
     "affordance_hungarian": Case(
         answered(str([HANDLE]).replace("'", '"')), ALL_HANDLES, data={"affordances": [HANDLE]}
@@ -180,7 +228,17 @@ def reward_of(name: str) -> Any:
     case = CASES[name]
     if case.needs is not None:
         pytest.importorskip(case.needs)
-    return registry("rewards").get(name)
+    if case.options is PATIENT:
+        try:
+            check_protections()
+        except SetupError as error:
+            pytest.skip(str(error))
+    return functools.partial(registry("rewards").get(name), **case.options)
+
+
+@functools.cache
+def honest_value(name: str) -> float:
+    return reward_of(name)(CASES[name].honest, CASES[name].question)
 
 
 def test_every_registered_reward_has_a_case() -> None:
@@ -190,8 +248,9 @@ def test_every_registered_reward_has_a_case() -> None:
 @pytest.mark.parametrize("name", CASES)
 def test_honest_answer_earns_its_best(name: str) -> None:
     case, reward = CASES[name], reward_of(name)
-    value = reward(case.honest, case.question)
-    assert value == reward(case.honest, case.question)
+    value = honest_value(name)
+    if case.options is not PATIENT:  # seconds each
+        assert value == reward(case.honest, case.question)
     if case.best is not None:
         assert value == pytest.approx(case.best)
 
@@ -200,7 +259,7 @@ def test_honest_answer_earns_its_best(name: str) -> None:
 @pytest.mark.parametrize("name", CASES)
 def test_no_adversary_beats_the_honest_answer(name: str, adversary: str) -> None:
     case, reward = CASES[name], reward_of(name)
-    honest = reward(case.honest, case.question)
+    honest = honest_value(name)
     value = reward(case.adversaries[adversary], case.question)
     assert value <= honest if adversary in case.ties else value < honest
 
@@ -208,7 +267,7 @@ def test_no_adversary_beats_the_honest_answer(name: str, adversary: str) -> None
 @pytest.mark.parametrize("name", sorted(set(CASES) - {"math_equivalence"}))
 def test_hostile_text_neither_raises_nor_hangs_nor_wins(name: str) -> None:
     case, reward = CASES[name], reward_of(name)
-    honest = reward(case.honest, case.question)
+    honest = honest_value(name)
     for label, text in HOSTILE.items():
         start = time.process_time()
         assert reward(text, case.question) <= honest, label

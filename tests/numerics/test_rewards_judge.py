@@ -1,5 +1,6 @@
 """Judges: rule, function, and an endpoint that works, fails, hangs and talks nonsense."""
 
+import contextlib
 import json
 import logging
 import threading
@@ -56,7 +57,8 @@ class Handler(BaseHTTPRequestHandler):
         self.send_response(status)
         self.send_header("Content-Length", str(len(reply)))
         self.end_headers()
-        self.wfile.write(reply)
+        with contextlib.suppress(BrokenPipeError):  # a client that gave up
+            self.wfile.write(reply)
 
     def log_message(self, format: str, *args: object) -> None:
         return
