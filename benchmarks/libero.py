@@ -1,6 +1,6 @@
 """Control steps per second of LIBERO: robosuite's own stepping against ours, and what bounds both.
 
-    EMBODIED_RL_LIBERO_ASSETS=... python -m benchmarks.libero [--rounds 8] [--steps 5] [--workers 2]
+    python -m benchmarks.libero [--rounds 8] [--steps 5] [--workers 2]
 
 Two tasks of each suite, one process per worker. Every contestant carries its own episode under the
 same actions; a round gives each of them ``--steps`` control steps in turn, timed by CPU time (user
@@ -33,7 +33,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-ASSETS = "EMBODIED_RL_LIBERO_ASSETS"
+from embodied_rl.envs.libero.assets import assets_folder
+
 TASKS = tuple(
     (suite, index)
     for suite in ("libero_spatial", "libero_object", "libero_goal", "libero_10", "libero_90")
@@ -292,7 +293,7 @@ def _picture_worker(arguments: tuple[str, int, Path, int]) -> list[Pictures]:
 
 def run_pictures(tasks: Sequence[tuple[str, int]], rounds: int) -> list[Pictures]:
     """The first task of each suite, in a process of its own."""
-    assets = Path(os.environ[ASSETS]).resolve()
+    assets = assets_folder().resolve()
     jobs = [(suite, index, assets, rounds) for suite, index in tasks if index == 0]
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         return [result for results in pool.imap(_picture_worker, jobs) for result in results]
@@ -304,7 +305,7 @@ def _worker(arguments: tuple[str, int, Path, int, int]) -> Result:
 
 def run(tasks: Sequence[tuple[str, int]], workers: int, rounds: int, steps: int) -> list[Result]:
     """Every task, ``workers`` at a time, each in one of so many processes."""
-    assets = Path(os.environ[ASSETS]).resolve()
+    assets = assets_folder().resolve()
     jobs = [(suite, index, assets, rounds, steps) for suite, index in tasks]
     context = multiprocessing.get_context("spawn")
     results = []

@@ -57,10 +57,12 @@ MAIN = (
 HARD = (("pick_place", 3), ("push", 3), ("basketball", 2))
 MANISKILL = (
     ("pick_cube", 8, 300_000),
-    ("stack_cube", 7, 500_000),
+    ("stack_cube", 7, 1_000_000),
     ("place_sphere", 2, 200_000),
     ("push_cube", 1, 100_000),
 )
+IN_WORKERS = ("maniskill", "libero")
+"""Groups whose simulators run in worker processes."""
 HELD_OUT = range(40, 50)
 """Initial states of every LIBERO task that its recipes do not train on."""
 SAMPLERS = ("uniform", "vade_thompson", "vas_mixed")
@@ -162,8 +164,10 @@ def table(group: str) -> str:
             for mode in ("greedy", "sampled")
         ]
         steps = sum(r["env_steps"] for r in runs) / len(runs)
-        # Processor time where it was recorded: a run has one core, which it may have to share.
-        seconds = sum(r.get("rl_cpu_seconds", r["rl_seconds"]) for r in runs) / len(runs)
+        # Processor time where it was recorded: a run has one core, which it may have to share. It
+        # does not count worker processes, so wall time where they simulate.
+        clock = "rl_seconds" if group in IN_WORKERS else "rl_cpu_seconds"
+        seconds = sum(r.get(clock, r["rl_seconds"]) for r in runs) / len(runs)
         figures = [f"`{command}`", str(len(runs)), *cells, f"{steps / 1000:.0f}k", f"{seconds:.0f}"]
         rows.append(f"| {' | '.join(figures)} |")
     return "\n".join((*head, *rows))

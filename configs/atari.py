@@ -38,7 +38,7 @@ def atari_ppo(game: str) -> TrainConfig:
 
 
 def pong_ppo() -> TrainConfig:
-    """Pong in half an hour on two cores: three actions, screens of 60x60 and a small CNN."""
+    """Pong for two cores: three actions, screens of 60x60 and a small CNN."""
     return TrainConfig(
         name="pong_ppo",
         env=EnvConfig(
@@ -54,7 +54,7 @@ def pong_ppo() -> TrainConfig:
         policy=component(
             "policies", "categorical_cnn", trunk="small", feature_dim=256, precision="bfloat16"
         ),
-        algorithm=_ppo(learning_rate=7e-4, num_epochs=3, num_minibatches=8),
+        algorithm=_ppo(learning_rate=5e-4, num_epochs=3, num_minibatches=8),
         num_steps=128,
         total_env_steps=4_000_000,
         num_threads=2,

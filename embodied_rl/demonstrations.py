@@ -26,8 +26,7 @@ from embodied_rl.seeding import derive_seed, torch_generator
 from embodied_rl.types import TensorDict, VectorEnv
 
 STEPS_PER_SECOND = {"atari": 15, "libero": 20, "maniskill": 20, "metaworld": 80}
-"""Control steps per second by simulator (Meta-World: 5 physics steps of 2.5 ms, ManiSkill: 5 of
-10 ms); 30 elsewhere."""
+"""By simulator (Meta-World: 5 physics steps of 2.5 ms, ManiSkill: 5 of 10 ms)."""
 BATCH = 32
 """Episodes collected side by side."""
 
@@ -61,6 +60,11 @@ def load_demonstrations(config: TrainConfig, folder: Path) -> Demonstrations:
     return obs, actions.float(), mask
 
 
+def steps_per_second(simulator: str) -> int:
+    """Control steps in a second of the simulated world; 30 where that is not known."""
+    return STEPS_PER_SECOND.get(simulator, 30)
+
+
 def collect_dataset(
     config: TrainConfig,
     output: Path,
@@ -83,7 +87,7 @@ def collect_dataset(
     Raises:
         ConfigError: no expert for this simulator, or one that fails too often.
     """
-    writer = DatasetWriter(output, fps=STEPS_PER_SECOND.get(config.env.simulator.name, 30))
+    writer = DatasetWriter(output, fps=steps_per_second(config.env.simulator.name))
     rows = max(1, min(episodes_per_task, BATCH))
     # One environment for the whole collection: starting simulators may take longer than episodes.
     env = build_env(

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from embodied_rl.config import EnvConfig, evaluation_env
-from embodied_rl.demonstrations import STEPS_PER_SECOND
+from embodied_rl.demonstrations import steps_per_second
 from embodied_rl.doctor import gl_backend
 from embodied_rl.envs.base import Renderer
 from embodied_rl.envs.wrappers import NormalizeObservation
@@ -33,6 +33,8 @@ NEEDS_GL = ("metaworld", "libero")
 """Simulators that draw nothing without OpenGL."""
 MIN_WIDTH = 256
 """Pixels that a line of a caption needs."""
+MAX_SECONDS = 60
+"""Length at which the film of an episode is cut; a badly played game may last half an hour."""
 MAX_LINES = 4
 """Lines that one line of a caption may be wrapped to."""
 
@@ -215,7 +217,7 @@ def film_run(
     progress.update("filming", episodes, episodes)
     progress.close()
     target = Path(output) if output else run / "videos" / f"{checkpoint or 'policy'}.mp4"
-    fps = STEPS_PER_SECOND.get(simulator, 30) // (FRAME_SKIP if metaworld else 1)
+    fps = steps_per_second(simulator) // (FRAME_SKIP if metaworld else 1)
     return write_video(target, frames, captions=captions, fps=fps)
 
 
@@ -228,6 +230,8 @@ def film_episode(
     normalizer: dict[str, Any] | None = None,
 ) -> tuple[list[np.ndarray], list[str]]:
     """Frames and captions of one greedy episode in any environment that draws pictures.
+
+    What happens after ``MAX_SECONDS`` is left out.
 
     Args:
         policy: decides every ``config.chunk_length`` steps.
@@ -245,6 +249,7 @@ def film_episode(
     frames: list[np.ndarray] = []
     captions: list[str] = []
     total, step, done, solved = 0.0, 0, False, False
+    limit = MAX_SECONDS * steps_per_second(config.simulator.name)
 
     def shoot() -> None:
         try:
@@ -269,6 +274,7 @@ def film_episode(
                 solved |= bool(info["success"][0])
                 done = bool((terminated | truncated)[0])
                 shoot()
+                done |= step == limit
                 if done:
                     break
     finally:

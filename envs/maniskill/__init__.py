@@ -20,7 +20,7 @@ if not __name__.startswith("embodied_rl."):
 
 from collections.abc import Sequence
 from dataclasses import asdict
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -101,35 +101,18 @@ def make(
         image_size=image_size,
         render=render,
     )
-    simulator: Simulator
+    common: dict[str, Any] = {
+        "num_envs": num_envs,
+        "seed": seed,
+        "group_size": group_size,
+        "episode_seeds": episode_seeds,
+    }
     backend = _choose(backend, names, options)
     if backend == "batched":
-        from embodied_rl.envs.maniskill.batched import BatchedSimulator
-
-        simulator = BatchedSimulator(
-            names[0],
-            options=options,
-            num_envs=num_envs,
-            seed=seed,
-            group_size=group_size,
-            episode_seeds=episode_seeds,
-            sim_backend="physx_cuda" if _has_gpu() else "physx_cpu",
-        )
+        simulator = _batched(names[0], options, common)
     else:
-        from embodied_rl.envs.vector import make_workers
-
-        simulator = make_workers(
-            "embodied_rl.envs.maniskill.row:"
-            + ("ManiSkillBlock" if backend == "workers" else "ManiSkillRow"),
-            {"tasks": names, **asdict(options)},
-            num_envs=num_envs,
-            seed=seed,
-            num_workers=min(num_threads or 0, num_envs),
-            group_size=group_size,
-            episode_seeds=episode_seeds,
-            timeout=timeout,
-            block=backend == "workers",
-        )
+        workers = min(num_threads or 0, num_envs)
+        simulator = _workers(names, options, common, backend, workers, timeout)
     return SimulatorVectorEnv(
         simulator,
         chunk_length=chunk_length,
@@ -138,6 +121,34 @@ def make(
         group_size=group_size,
         terminate_on_success=terminate_on_success,
         device=device,
+    )
+
+
+def _batched(task: str, options: SceneOptions, common: dict[str, Any]) -> Simulator:
+    from embodied_rl.envs.maniskill.batched import BatchedSimulator
+
+    backend = "physx_cuda" if _has_gpu() else "physx_cpu"
+    return BatchedSimulator(task, options=options, sim_backend=backend, **common)
+
+
+def _workers(
+    tasks: tuple[str, ...],
+    options: SceneOptions,
+    common: dict[str, Any],
+    backend: str,
+    num_workers: int,
+    timeout: float,
+) -> Simulator:
+    from embodied_rl.envs.vector import make_workers
+
+    block = backend == "workers"
+    return make_workers(
+        f"embodied_rl.envs.maniskill.row:{'ManiSkillBlock' if block else 'ManiSkillRow'}",
+        {"tasks": tasks, **asdict(options)},
+        num_workers=num_workers,
+        timeout=timeout,
+        block=block,
+        **common,
     )
 
 

@@ -75,13 +75,7 @@ class BatchedSimulator(RowSimulator):
         """See ``Simulator.recv``."""
         rows = self._rows
         step = self._scenes.step(self._actions, rows)
-        return Transition(
-            pick(step.obs, rows),
-            step.rewards[rows],
-            step.failed[rows],
-            np.zeros(rows.size, np.bool_),
-            None if step.success is None else step.success[rows],
-        )
+        return Transition(*step.of(rows))
 
     def render(self, row: int) -> Array:
         """[H, W, 3] of the first row; the camera for people sees no other."""

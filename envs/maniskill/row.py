@@ -129,13 +129,7 @@ class ManiSkillBlock:
         """One control step of ``rows`` [n]; ``terminated`` is failure alone."""
         self._actions[rows] = actions
         step = self._scenes.step(self._actions, rows)
-        return BlockTransition(
-            pick(step.obs, rows),
-            step.rewards[rows],
-            step.failed[rows],
-            np.zeros(rows.size, np.bool_),
-            None if step.success is None else step.success[rows],
-        )
+        return BlockTransition(*step.of(rows))
 
     def render(self, row: int) -> Array:
         """uint8 [H, W, 3]."""

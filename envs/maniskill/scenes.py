@@ -91,6 +91,19 @@ class SceneStep:
     failed: BoolArray
     success: BoolArray | None
 
+    def of(self, rows: IntArray) -> tuple[ArrayDict, Array, BoolArray, BoolArray, BoolArray | None]:
+        """(obs, rewards, terminated, truncated, success) of ``rows`` [n].
+
+        ``terminated`` is failure alone; the time limit is not kept here.
+        """
+        return (
+            {name: value[rows] for name, value in self.obs.items()},
+            self.rewards[rows],
+            self.failed[rows],
+            np.zeros(rows.size, np.bool_),
+            None if self.success is None else self.success[rows],
+        )
+
 
 class Scenes:
     """N scenes of one task.

@@ -8,8 +8,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from embodied_rl import video
+from embodied_rl.config import EnvConfig, component
+from embodied_rl.types import PolicyOutput
 from embodied_rl.video import LINE_HEIGHT, MAX_LINES, VideoError, _font, _wrapped, write_video
 
 av = pytest.importorskip("av")
@@ -93,6 +96,24 @@ def test_no_opengl_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(VideoError, match="apt-get install libegl1"):
         video._choose_gl(required=True)
     video._choose_gl(required=False)
+
+
+class Still:
+    """Never moves."""
+
+    def sample(self, obs: Any, *, deterministic: bool, generator: Any) -> PolicyOutput:
+        return PolicyOutput(actions=torch.zeros(1, dtype=torch.int64))
+
+
+def test_the_film_of_an_endless_game_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("ale_py")
+    monkeypatch.setattr(video, "MAX_SECONDS", 2)
+    config = EnvConfig(simulator=component("envs", "atari", game="breakout"), num_envs=1)
+    policy: Any = Still()
+    frames, captions = video.film_episode(policy, config, "breakout", 3)
+    played = len(frames) - video.HOLD_FRAMES
+    assert played == 1 + 2 * 15 and len(captions) == len(frames)  # 15 decisions a second
+    assert captions[-1].endswith("step 30   reward 0")
 
 
 def test_an_interrupted_video_leaves_no_half_file(tmp_path: Path) -> None:
