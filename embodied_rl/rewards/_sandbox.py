@@ -25,8 +25,10 @@ X32_BIT = 0x40000000
 ALLOW, KILL, ERRNO = 0x7FFF0000, 0x80000000, 0x00050000
 EPERM, ENOSYS = 1, 38
 LOAD, EQUAL, AT_LEAST, ANY_BIT, RETURN = 0x20, 0x15, 0x35, 0x45, 0x06
-CLONE, FCNTL, PRLIMIT, CLONE3 = 56, 72, 302, 435
+CLONE, FCNTL, PRCTL, PRLIMIT, CLONE3 = 56, 72, 157, 302, 435
 CLONE_THREAD = 0x00010000
+FIRST_UNKNOWN = 463
+"""System calls that came with Linux 6.13 or later are refused, whatever they do."""
 F_SETOWN, F_SETSIG, F_SETOWN_EX = 8, 10, 15
 
 DENIED = (
@@ -39,13 +41,14 @@ DENIED = (
     *(29, 30, 64, 68, 240, 319, 447),  # memory that no limit counts: System V, queues, memfd
     *(90, 91, 92, 93, 94, 260, 268, 452),  # chmod, chown
     *(132, 235, 261, 280),  # times of files
-    *(188, 189, 190, 197, 198, 199, 463, 466),  # extended attributes
+    *(188, 189, 190, 197, 198, 199),  # extended attributes
     *(133, 259, 303, 304, 161, 155, 165, 166, 272, 308),  # devices, handles, roots, namespaces
     *(428, 429, 430, 431, 432, 433, 442),  # the new mount calls
-    *(159, 163, 164, 167, 168, 169, 170, 171, 172, 173, 175, 176, 179),  # administration
+    *(103, 153, 159, 163, 164, 167, 168, 169, 170, 171, 172, 173, 175, 176, 179, 443),  # admin
     *(227, 246, 305, 313, 320),  # clocks, kernels, modules
     *(135, 248, 249, 250, 298, 300, 321, 323),  # personality, keys, perf, fanotify, bpf, userfault
     *(425, 426, 427),  # io_uring
+    *(457, 458),  # what is mounted
 )
 
 LANDLOCK_CREATE, LANDLOCK_ADD_RULE, LANDLOCK_RESTRICT = 444, 445, 446
@@ -128,12 +131,16 @@ def filter_program() -> bytes:
     deny = (RETURN, 0, 0, ERRNO | EPERM)
     steps = [(LOAD, 0, 0, 4), (EQUAL, 1, 0, AUDIT_ARCH_X86_64), (RETURN, 0, 0, KILL)]
     steps += [(LOAD, 0, 0, 0), (AT_LEAST, 0, 1, X32_BIT), deny]
+    absent = (RETURN, 0, 0, ERRNO | ENOSYS)
+    steps += [(AT_LEAST, 0, 1, FIRST_UNKNOWN), absent]
     for number in sorted(set(DENIED)):
         steps += [(EQUAL, 0, 1, number), deny]
-    steps += [(EQUAL, 0, 1, CLONE3), (RETURN, 0, 0, ERRNO | ENOSYS)]  # libc then tries clone
+    steps += [(EQUAL, 0, 1, CLONE3), absent]  # libc then tries clone
     first_argument, second_argument = 16, 24
     steps += [(EQUAL, 0, 4, CLONE), (LOAD, 0, 0, first_argument)]
     steps += [(ANY_BIT, 1, 0, CLONE_THREAD), deny, (RETURN, 0, 0, ALLOW)]
+    steps += [(EQUAL, 0, 4, PRCTL), (LOAD, 0, 0, first_argument)]
+    steps += [(EQUAL, 0, 1, PR_SET_PDEATHSIG), deny, (RETURN, 0, 0, ALLOW)]  # or it would outlive
     steps += [(EQUAL, 0, 4, PRLIMIT), (LOAD, 0, 0, first_argument)]
     steps += [(EQUAL, 1, 0, 0), deny, (RETURN, 0, 0, ALLOW)]  # of this process only
     steps += [(EQUAL, 0, 7, FCNTL), (LOAD, 0, 0, second_argument)]
@@ -143,9 +150,8 @@ def filter_program() -> bytes:
     return b"".join(struct.pack("=HBBI", *step) for step in steps)
 
 
-def filter_system_calls() -> None:
-    """Install the filter; it holds for every later thread."""
-    program = filter_program()
+def filter_system_calls(program: bytes) -> None:
+    """Install a filter; it holds for every later thread and process."""
     code = ctypes.create_string_buffer(program, len(program))
     header = struct.pack("HxxxxxxQ", len(program) // 8, ctypes.addressof(code))
     pointer = ctypes.create_string_buffer(header, len(header))
@@ -167,11 +173,11 @@ def protect(config: dict) -> None:
     prctl(PR_SET_NO_NEW_PRIVS, 1)
     limit_resources(config["limits"])
     restrict_files(config["readable"], os.getcwd())
-    filter_system_calls()
+    filter_system_calls(filter_program())
 
 
 def main() -> None:
-    """Run ``config["code"]`` and then ``config["after"]`` in the same names."""
+    """Protect this process, then run both programs in the same names."""
     config = json.loads(sys.argv[1])
     with open("program.json", encoding="utf-8") as file:
         programs = json.load(file)

@@ -154,23 +154,31 @@ def code_block(response: str) -> str | None:
     return code if newline and len(language) < 20 and code.strip() else None
 
 
+def program(response: str) -> str | None:
+    """The one program of a response: its only fenced block, or its answer if there is no fence."""
+    if "```" in response:
+        return code_block(response)
+    return answer_text(response)
+
+
 def _vectors(text: str, length: int, keys: tuple[str, ...]) -> list[tuple[float, ...]] | None:
     """Lists of ``length`` numbers: in JSON, as values of ``keys``, or as (1, 2) in plain text."""
     value = json_value(text)
     if isinstance(value, dict):
         value = [value]
-    if _is_vector(value, length):
+    items: list[Any] | None = value if isinstance(value, list) else None
+    if items is not None and _is_vector(items, length):
         others = [part for part in TUPLE.findall(text) if len(numbers(part)) == length]
         if len(others) == 1:
-            return [tuple(map(float, value))]
-        value = None
-    if isinstance(value, list):
-        rows = [_row(item, keys) for item in value]
+            return [tuple(map(float, items))]
+        items = None
+    if items is not None:
+        rows = [_row(item, keys) for item in items]
         if not all(_is_vector(row, length) for row in rows):
             return None
         return [tuple(map(float, row)) for row in rows]
-    rows = [numbers(part) for part in TUPLE.findall(text)]
-    return [tuple(row) for row in rows if len(row) == length] or None
+    loose = [numbers(part) for part in TUPLE.findall(text)]
+    return [tuple(row) for row in loose if len(row) == length] or None
 
 
 def _row(item: Any, keys: tuple[str, ...]) -> Any:
