@@ -67,6 +67,7 @@ BUILTIN: dict[str, dict[str, str]] = {
         "chart_text_struct": "embodied_rl.rewards.chart:chart_text_struct",
         "chart_visual": "embodied_rl.rewards.chart:chart_visual",
         "consistency_gate": "embodied_rl.rewards.judge:consistency_gate",
+        "exec_geometry": "embodied_rl.rewards.solid:exec_geometry",
         "exec_ok": "embodied_rl.rewards.execute:exec_ok",
         "judge_score": "embodied_rl.rewards.judge:judge_score",
         "box_iou": "embodied_rl.rewards.boxes:box_iou",
@@ -93,6 +94,7 @@ BUILTIN: dict[str, dict[str, str]] = {
         "caption_overlap": "embodied_rl.rewards.overlap:caption_overlap",
         "embedding_rank_gap": "embodied_rl.rewards.overlap:embedding_rank_gap",
         "perception_checklist": "embodied_rl.rewards.overlap:perception_checklist",
+        "rephrase_similarity": "embodied_rl.rewards.overlap:rephrase_similarity",
         "ts_composite": "embodied_rl.rewards.overlap:ts_composite",
         "visual_fact_coverage": "embodied_rl.rewards.overlap:visual_fact_coverage",
         "affordance_hungarian": "embodied_rl.rewards.points:affordance_hungarian",
@@ -102,6 +104,7 @@ BUILTIN: dict[str, dict[str, str]] = {
         "reflection_transition": "embodied_rl.rewards.reflection:reflection_transition",
         "tiou": "embodied_rl.rewards.spans:tiou",
         "tiou_scaled": "embodied_rl.rewards.spans:tiou_scaled",
+        "gated_tool_use": "embodied_rl.rewards.tools:gated_tool_use",
         "transformation_partial": "embodied_rl.rewards.transformation:transformation_partial",
     },
     # (responses, question, scores=) -> list of floats, one per response to the same question
@@ -109,6 +112,7 @@ BUILTIN: dict[str, dict[str, str]] = {
         "cosine_length": "embodied_rl.rewards.group:cosine_length",
         "dylr": "embodied_rl.rewards.group:dylr",
         "shortest_correct": "embodied_rl.rewards.group:shortest_correct",
+        "variance_look": "embodied_rl.rewards.group:variance_look",
     },
     "samplers": {
         "uniform": "embodied_rl.samplers.uniform:Uniform",

@@ -56,14 +56,33 @@ def _one(response: str) -> Box | None:
 
 
 def _all(response: str) -> list[Box]:
-    found = parse.boxes(parse.answer_text(response) or "") or []
+    return several(parse.answer_text(response))
+
+
+def several(text: str | None) -> list[Box]:
+    """Every box of a text; none of them where there are more than 256."""
+    found = parse.boxes(text or "") or []
     return found if len(found) <= MAX_ITEMS else []
+
+
+def as_box(values: Sequence[float]) -> Box:
+    """(x1, y1, x2, y2) as floats."""
+    x1, y1, x2, y2 = map(float, values)
+    return x1, y1, x2, y2
+
+
+def paired_at(
+    said: Sequence[Box], true: Sequence[Box], *, threshold: float
+) -> list[tuple[int, int]]:
+    """The most pairs (said, true) with IoU >= ``threshold``, each box in at most one."""
+    hits = [[float(iou(a, b) >= threshold) for b in true] for a in said]
+    return [(i, j) for i, j in best_pairs(hits) if hits[i][j]]
 
 
 def box_iou(response: str, question: Question) -> float:
     """IoU of the one box of the answer with ``data["box"]`` (systems 10 and 67)."""
     box = _one(response)
-    return iou(box, tuple(required(question, "box"))) if box else 0.0
+    return iou(box, as_box(required(question, "box"))) if box else 0.0
 
 
 def roi_iou(response: str, question: Question, *, threshold: float = 0.5) -> float:
@@ -74,14 +93,14 @@ def roi_iou(response: str, question: Question, *, threshold: float = 0.5) -> flo
 def union_box_iou(response: str, question: Question) -> float:
     """IoU of the union of all boxes with the union of ``data["boxes"]`` (SATORI-R1, system 49)."""
     said = _all(response)
-    references = [tuple(box) for box in required(question, "boxes")]
+    references = [as_box(box) for box in required(question, "boxes")]
     return union_iou(said, references) if said else 0.0
 
 
 def hungarian_boxes(response: str, question: Question) -> float:
     """Sum of the IoUs of the best pairing / max(number said, number of ``data["boxes"]``)."""
     said = _all(response)
-    references = [tuple(box) for box in required(question, "boxes")]
+    references = [as_box(box) for box in required(question, "boxes")]
     gains = [[iou(a, b) for b in references] for a in said]
     return sum(gains[i][j] for i, j in best_pairs(gains)) / max(len(said), len(references))
 
@@ -95,10 +114,9 @@ def weighted_precision_recall(
     published; equal ones are assumed.
     """
     said = _all(response)
-    references = [tuple(box) for box in required(question, "boxes")]
+    references = [as_box(box) for box in required(question, "boxes")]
     if not said:
         return 0.0
-    hits = [[float(iou(a, b) >= threshold) for b in references] for a in said]
-    count = sum(hits[i][j] for i, j in best_pairs(hits))
+    count = len(paired_at(said, references, threshold=threshold))
     recall = count / len(references)
     return precision_weight * count / len(said) + (1 - precision_weight) * recall

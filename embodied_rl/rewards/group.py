@@ -1,7 +1,7 @@
 """Rewards that need every response to one question, and how good each of them was.
 
 ``scores`` come from another term; a response is correct where its score reaches ``correct_from``.
-Lengths are in words. Axes: [G] responses of a group.
+Lengths are in words. Axes: [G] responses of a group, [B] reference boxes.
 """
 
 from __future__ import annotations
@@ -9,6 +9,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+import numpy as np
+
+from embodied_rl.rewards import parse
+from embodied_rl.rewards.base import required
+from embodied_rl.rewards.boxes import as_box, paired_at, several
 from embodied_rl.rewards.length import num_words
 from embodied_rl.types import Question
 
@@ -93,3 +98,42 @@ def cosine_length(
         return end + (start - end) * (1 + math.cos(math.pi * length / max_length)) / 2
 
     return [value(num_words(r), s) for r, s in zip(responses, scores, strict=True)]
+
+
+def variance_look(
+    responses: Sequence[str],
+    question: Question,
+    *,
+    scores: Sequence[float],
+    threshold: float = 0.5,
+    min_variance: float = 0.1,
+) -> list[float]:
+    """How well ``<look>`` names the boxes that the group is not sure of (DIP-R1, system 26).
+
+    Found[g, b] is 1 where response g has an answer box paired with reference b at IoU >=
+    ``threshold``. A reference is uncertain where the variance p (1 - p) of its column exceeds
+    ``min_variance``. The reward is (look boxes paired with uncertain ones) / max(look boxes,
+    uncertain ones): looking everywhere does not pay, and 0 for all where nothing is uncertain.
+    The exact form was inferred. Uncertainty can be feigned by answering at random, so this belongs
+    beside a reward for the boxes themselves. ``scores`` are not used.
+
+    Args:
+        responses: boxes in ``<look>`` and in the answer.
+        question: ``data["boxes"]``, the references.
+        scores: ignored.
+        threshold: IoU at which two boxes are the same.
+        min_variance: in (0, 0.25); 0.1 is one of eight responses that differs.
+    """
+    references = [as_box(box) for box in required(question, "boxes")]
+    found = np.zeros((len(responses), len(references)))
+    for row, response in enumerate(responses):
+        said = several(parse.answer_text(response))
+        pairs = paired_at(said, references, threshold=threshold)
+        found[row, [column for _, column in pairs]] = 1
+    variances = found.var(axis=0)
+    unsure = [box for box, v in zip(references, variances, strict=True) if v > min_variance]
+    looks = [several(parse.block(response, "look")) for response in responses]
+    if not unsure:
+        return [0.0] * len(responses)
+    pairs = [paired_at(look, unsure, threshold=threshold) for look in looks]
+    return [len(p) / max(len(look), len(unsure)) for p, look in zip(pairs, looks, strict=True)]

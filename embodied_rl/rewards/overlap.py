@@ -90,22 +90,59 @@ def caption_overlap(response: str, question: Question) -> float:
     return (bleu4(said, true) + rouge_l(said, true)) / 2
 
 
-def bmas(response: str, question: Question, *, embed: Embed = trigram_embedding) -> float:
-    """Bidirectional max-average similarity of words with the reference (Mixed-R1, system 67).
+def similarity(said: Sequence[str], true: Sequence[str], embed: Embed) -> float:
+    """(mean_i max_j cos(e_i, g_j) + mean_j max_i cos(e_i, g_j)) / 2 of words, in [0, 1].
 
-    (mean_i max_j cos(e_i, g_j) + mean_j max_i cos(e_i, g_j)) / 2, negative cosines as 0. The form
-    was inferred from the name. A word of the reference said over and over earns the first half, so
-    a word counts at most as often as it occurs in the reference; the others earn 0.
+    Negative cosines count as 0. A word of the reference said over and over would earn the first
+    half, so a word counts at most as often as it occurs there; the others earn 0.
     """
-    said = words_of(parse.answer_text(response) or "")
-    true = words_of(question.answer)
-    if not true:
-        raise ValueError(f"task {question.task!r} has no words in its reference answer")
     if not said or len(said) > MAX_WORDS:
         return 0.0
     cosines = np.clip(_unit(embed(said)) @ _unit(embed(true)).T, 0.0, 1.0)
     forward = cosines.max(axis=1) * _counted(said, Counter(true))
     return float((forward.mean() + cosines.max(axis=0).mean()) / 2)
+
+
+def bmas(response: str, question: Question, *, embed: Embed = trigram_embedding) -> float:
+    """Bidirectional max-average similarity of words with the reference (Mixed-R1, system 67).
+
+    ``similarity`` has the formula, which was inferred from the name.
+
+    Raises:
+        ValueError: the reference has no words.
+    """
+    true = words_of(question.answer)
+    if not true:
+        raise ValueError(f"task {question.task!r} has no words in its reference answer")
+    return similarity(words_of(parse.answer_text(response) or ""), true, embed)
+
+
+def rephrase_similarity(
+    response: str, question: Question, *, embed: Embed = trigram_embedding
+) -> float:
+    """Likeness of ``<rephrase>`` to ``data["rephrase"]``, if the answer is right (DocThinker, 33).
+
+    (s(said) - s(question)) / (1 - s(question)), at least 0, where s is the ``similarity`` with the
+    reference wording: the unchanged question earns nothing. The paper's measure is not public.
+
+    Args:
+        response: ``<rephrase>`` and an answer.
+        question: ``data["rephrase"]``, the question in better words; ``data["question"]``, the
+            question without instructions (default: the prompt).
+        embed: words -> ``[words, D]``.
+
+    Raises:
+        ValueError: the reference wording is that of the question, or empty.
+    """
+    true = words_of(required(question, "rephrase"))
+    asked = words_of(question.data.get("question", question.prompt))
+    unchanged = similarity(asked, true, embed) if true else 1.0
+    if unchanged > 1 - 1e-9:
+        raise ValueError(f"data['rephrase'] of {question.task!r} must differ from the question")
+    if not match(response, question):
+        return 0.0
+    said = words_of(parse.block(response, "rephrase") or "")
+    return max((similarity(said, true, embed) - unchanged) / (1 - unchanged), 0.0)
 
 
 def _counted(words: Sequence[str], allowed: Counter[str]) -> Array:

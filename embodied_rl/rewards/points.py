@@ -9,7 +9,7 @@ from typing import Any
 from embodied_rl.rewards import parse
 from embodied_rl.rewards.assignment import MAX_ITEMS, best_pairs
 from embodied_rl.rewards.base import required
-from embodied_rl.rewards.boxes import iou
+from embodied_rl.rewards.boxes import as_box, iou
 from embodied_rl.rewards.parse import Box, Point
 from embodied_rl.types import Question
 
@@ -25,7 +25,7 @@ def point_match(response: str, question: Question) -> float:
     ``data["boxes"]`` are the regions. A point more than needed costs as much as one missing.
     """
     said = parse.points(parse.answer_text(response) or "") or []
-    regions = [tuple(box) for box in required(question, "boxes")]
+    regions = [as_box(box) for box in required(question, "boxes")]
     if len(said) > MAX_ITEMS:
         return 0.0
     hits = [[float(inside(point, region)) for region in regions] for point in said]

@@ -5,14 +5,18 @@ honest answer (terms that only punish cannot tell silence from honesty); none ma
 """
 
 import functools
+import re
 import time
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
 
-from embodied_rl.registry import BUILTIN, registry
+from embodied_rl.registry import BUILTIN, options_of, registry
 from embodied_rl.rewards.base import SetupError
 from embodied_rl.rewards.execute import Limits, check_protections
 from embodied_rl.rewards.judge import RuleJudge
@@ -32,10 +36,13 @@ class Case:
     best: float | None = 1.0
     needs: str | None = None
     options: dict[str, Any] = field(default_factory=dict)
+    images: tuple[np.ndarray, ...] = ()
 
     @property
     def question(self) -> Question:
-        return Question(task="t", prompt=self.prompt, answer=self.answer, data=self.data)
+        return Question(
+            task="t", prompt=self.prompt, answer=self.answer, data=self.data, images=self.images
+        )
 
     @property
     def adversaries(self) -> dict[str, str]:
@@ -77,21 +84,36 @@ TRUE_FACTS = "There are 3: red circle 3. The blue square is left."
 CAPTION = {"caption": "a red cube lies left of a blue ball"}
 RETRIEVAL = {"positive": "red cube on a table", "negatives": ["blue ball", "green cone outside"]}
 PAGES = {"positives": [4, 2], "candidates": [1, 2, 3, 4, 5]}
+REPHRASED = "is the small circle drawn in red or in blue"
+TOOL_CALL = (
+    "<think>I look.</think>"
+    '<tool_call>{{"name": "frames", "arguments": {{"start": {}, "end": {}}}}}</tool_call>'
+)
 SPAM = "word " * 3000
 
-PROGRAM = """```python
+DRAWING = """
 import matplotlib.pyplot as plt
 plt.bar([0, 1, 2], [1, 3, 2])
 plt.title("Rain")
-```"""
-CHART = {
-    "kinds": ["bar"],
-    "series": [[1.0, 3.0, 2.0]],
-    "texts": ["Rain"],
-    "layout": [1, 1],
-}
-PICTURE = np.repeat(np.repeat([[255, 0], [255, 255]], 32, 0), 32, 1).astype(np.uint8)
-PATIENT = {"limits": Limits(wall_s=90.0, cpu_s=30)}
+"""
+PROGRAM = f"```python{DRAWING}```"
+SOLID = """
+import cadquery as cq
+result = cq.Workplane("XY").box(3, 2, 1)
+"""
+PATIENT = {"limits": Limits(wall_s=500.0, cpu_s=60, memory_bytes=4 << 30, output_bytes=8 << 20)}
+
+
+def picture() -> np.ndarray:
+    figure = Figure()
+    canvas = FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    axes.bar([0, 1, 2], [1, 3, 2])
+    axes.set_title("Rain")
+    canvas.draw()
+    return np.ascontiguousarray(np.asarray(canvas.buffer_rgba())[..., :3])
+
+
 MANY_PROGRAMS = PROGRAM * 5
 
 
@@ -100,17 +122,8 @@ def says_blue(response: str, question: Question) -> float:
 
 
 CASES = {
-    "chart_text_struct": Case(
-        PROGRAM, MANY_PROGRAMS, data={"chart": CHART}, needs="matplotlib", options=PATIENT
-    ),
-    "chart_visual": Case(
-        PROGRAM,
-        MANY_PROGRAMS,
-        data={"picture": PICTURE},
-        needs="matplotlib",
-        options=PATIENT,
-        best=None,
-    ),
+    "chart_text_struct": Case(PROGRAM, MANY_PROGRAMS, data={"code": DRAWING}, options=PATIENT),
+    "chart_visual": Case(PROGRAM, MANY_PROGRAMS, options=PATIENT, images=(picture(),)),
     "consistency_gate": Case(
         answered("B"),
         ALL_CHOICES,
@@ -118,7 +131,21 @@ CASES = {
         best=2.0,
         options={"judge": RuleJudge(lambda response, question: 1.0)},
     ),
+    "exec_geometry": Case(
+        f"```python{SOLID}```",
+        f"```python{SOLID}```" * 5,
+        data={"code": SOLID},
+        needs="cadquery",
+        options=PATIENT,
+    ),
     "exec_ok": Case(PROGRAM, MANY_PROGRAMS, options=PATIENT),
+    "gated_tool_use": Case(
+        f"{TOOL_CALL.format(0, 4)}<think>I see.</think><answer>B</answer>",
+        "".join(TOOL_CALL.format(i, i + 1) for i in range(50))
+        + "<think>I see.</think><answer>B</answer>",
+        data=CHOICES,
+        best=1.5,
+    ),
     "judge_score": Case(
         answered("B"), ALL_CHOICES, data=CHOICES, options={"judge": RuleJudge(says_blue)}
     ),
@@ -186,6 +213,11 @@ CASES = {
         "<answer>A</answer><answer>B</answer>" * 3,
         data=CHOICES,
     ),
+    "rephrase_similarity": Case(
+        f"<rephrase>{REPHRASED}</rephrase><answer>B</answer>",
+        f"<rephrase>{(REPHRASED + PROMPT) * 20}</rephrase><answer>B</answer>",
+        data=CHOICES | {"rephrase": REPHRASED},
+    ),
     "rerank_rrk3": Case(answered("[2, 4, 1, 3, 5]"), answered("2 4 " * 9), data=PAGES),
     "roi_iou": Case(SECOND_BOX, ALL_BOXES, data=BOX),
     "tiou": Case(answered("3.0 to 7.0"), answered("0 10 3 7"), data={"span": (3, 7)}),
@@ -227,7 +259,7 @@ HOSTILE = {
 def reward_of(name: str) -> Any:
     case = CASES[name]
     if case.needs is not None:
-        pytest.importorskip(case.needs)
+        pytest.importorskip(case.needs, reason=f"needs {case.needs}, see docs/rewards.md")
     if case.options is PATIENT:
         try:
             check_protections()
@@ -274,11 +306,43 @@ def test_hostile_text_neither_raises_nor_hangs_nor_wins(name: str) -> None:
         assert time.process_time() - start < 2.0, label
 
 
-def test_every_group_reward_pays_adversaries_no_more_than_the_honest_answer() -> None:
-    responses = ["a short honest answer here", "", "word " * 800, PROMPT]
-    for name in BUILTIN["group_rewards"]:
-        reward = registry("group_rewards").get(name)
-        values = reward(responses, CASES["match"].question, scores=[1.0, 0.0, 0.0, 0.0])
-        assert len(values) == len(responses)
-        assert values[0] == max(values), name
-        assert values == reward(responses, CASES["match"].question, scores=[1.0, 0.0, 0.0, 0.0])
+GROUP = ["a short honest answer here", "", "word " * 800, PROMPT]
+LOOKS = [
+    "<look>[[50, 50, 60, 60]]</look>" + BOTH,  # some find the second box
+    "",
+    f"<look>{GRID}</look>" + answered("[0, 0, 10, 10]"),
+    PROMPT,
+    BOTH,
+]
+
+
+@pytest.mark.parametrize("name", BUILTIN["group_rewards"])
+def test_every_group_reward_pays_adversaries_no_more_than_the_honest_answer(name: str) -> None:
+    reward = registry("group_rewards").get(name)
+    looks = name == "variance_look"
+    responses, data = (LOOKS, BOXES) if looks else (GROUP, CHOICES)
+    question = Question(task="t", prompt=PROMPT, answer="blue", data=data)
+    scores = [1.0] + [0.0] * (len(responses) - 1)
+    values = reward(responses, question, scores=scores)
+    assert len(values) == len(responses)
+    assert values[0] == max(values)
+    assert values == reward(responses, question, scores=scores)
+    assert not looks or values[0] > max(values[1:])
+
+
+def test_the_docs_name_every_reward_its_options_and_its_system() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "rewards.md").read_text()
+    rows = [
+        [cell.strip() for cell in line.strip()[1:-1].split("|")]
+        for line in page.splitlines()
+        if line.startswith("| `")
+    ]
+    assert all(len(row) == 5 for row in rows), [row for row in rows if len(row) != 5]
+    documented = {row[0].strip("`"): row for row in rows}
+    known = {name: kind for kind in ("rewards", "group_rewards") for name in BUILTIN[kind]}
+    assert len(rows) == len(documented) and set(documented) == set(known)
+    for name, kind in known.items():
+        _, _, _, source, options = documented[name]
+        taken = set(options_of(registry(kind).get(name))) - {"scores"}
+        assert set(re.findall(r"`(\w+)`", options)) == taken, name
+        assert re.search(r"\[\d+(, \d+)*\]", source) or source.startswith("no system"), name

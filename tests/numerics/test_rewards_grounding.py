@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import statistics
 
 import numpy as np
 import pytest
@@ -12,9 +13,11 @@ from embodied_rl.rewards.boxes import (
     hungarian_boxes,
     iou,
     roi_iou,
+    union_box_iou,
     union_iou,
     weighted_precision_recall,
 )
+from embodied_rl.rewards.group import variance_look
 from embodied_rl.rewards.order import jigsaw_fraction, list_format, rerank_rrk3
 from embodied_rl.rewards.points import affordance_hungarian, point_match
 from embodied_rl.rewards.spans import tiou, tiou_scaled
@@ -27,9 +30,11 @@ def asked(answer: str = "x", **data: object) -> Question:
 
 
 def random_boxes(rng: np.random.Generator, count: int) -> list[tuple[float, float, float, float]]:
-    corners = rng.integers(0, 28, size=(count, 2))
-    sizes = rng.integers(1, 12, size=(count, 2))
-    return [(*map(float, c), *map(float, c + s)) for c, s in zip(corners, sizes, strict=True)]
+    lefts, widths = rng.integers(0, 28, size=(count, 2)), rng.integers(1, 12, size=(count, 2))
+    return [
+        (float(x), float(y), float(x + w), float(y + h))
+        for (x, y), (w, h) in zip(lefts, widths, strict=True)
+    ]
 
 
 def painted(boxes) -> np.ndarray:
@@ -199,3 +204,49 @@ def test_transformation_points_of_the_paper() -> None:
     assert points(["ball", "size", "large"]) == pytest.approx(4)
     assert points(["ball", "size", "large"], ["ball", "size", "large"]) == pytest.approx(4)
     assert transformation_partial("", question) == transformation_partial("[]", question) < 0
+
+
+def looking(answer, look) -> str:
+    return f"<look>{json.dumps(look)}</look><answer>{json.dumps(answer)}</answer>"
+
+
+def test_looking_pays_where_the_group_disagrees() -> None:
+    sure, unsure, missed = [0, 0, 10, 10], [20, 20, 30, 30], [40, 40, 50, 50]
+    question = asked(boxes=[sure, unsure, missed])
+    nearly = [20, 20, 30, 28]
+    responses = [
+        looking([sure, unsure], [unsure]),
+        looking([sure, nearly], [nearly]),
+        looking([sure], [sure]),
+        looking([sure], [sure, unsure, missed, [60, 60, 70, 70]]),
+        looking([sure, [20, 20, 30, 24]], []),
+    ]
+    values = variance_look(responses, question, scores=[0.0] * 5)
+    assert values == [1.0, 1.0, 0.0, 0.25, 0.0]
+    agreeing = [looking([sure], [unsure])] * 3
+    assert variance_look(agreeing, question, scores=[0.0] * 3) == [0.0] * 3
+
+
+def test_looking_equals_counting_over_random_groups() -> None:
+    rng = np.random.default_rng(5)
+    boxes = [[x, 0, x + 5, 5] for x in range(0, 60, 10)]
+    for _ in range(20):
+        answers, looks = rng.random((2, 8, 6)) < 0.4
+        responses = [
+            looking(*([b for b, taken in zip(boxes, row, strict=True) if taken] for row in rows))
+            for rows in zip(answers, looks, strict=True)
+        ]
+        found = answers.astype(float).T
+        unsure = np.array([statistics.pvariance(column) > 0.15 for column in found.tolist()])
+        values = variance_look(responses, asked(boxes=boxes), scores=[0.0] * 8, min_variance=0.15)
+        for value, look in zip(values, looks, strict=True):
+            most = max(look.sum(), unsure.sum())
+            expected = (look & unsure).sum() / most if unsure.any() else 0.0
+            assert value == pytest.approx(expected)
+
+
+def test_the_union_ignores_order_and_overlap() -> None:
+    question = asked(boxes=[(0, 0, 10, 10)])
+    assert union_box_iou("[[0, 0, 6, 10], [4, 0, 10, 10]]", question) == pytest.approx(1.0)
+    assert union_box_iou("[[0, 0, 5, 10], [10, 0, 15, 10]]", question) == pytest.approx(1 / 3)
+    assert union_box_iou("", question) == 0.0

@@ -46,13 +46,13 @@ class Server(ThreadingHTTPServer):
 
 
 class Handler(BaseHTTPRequestHandler):
-    server: Server
-
     def do_POST(self) -> None:
+        server = self.server
+        assert isinstance(server, Server)
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        self.server.seen.append((self.path, body, self.headers.get("Authorization")))
-        index = min(len(self.server.seen), len(self.server.script)) - 1
-        status, reply, pause = self.server.script[index]
+        server.seen.append((self.path, body, self.headers.get("Authorization")))
+        index = min(len(server.seen), len(server.script)) - 1
+        status, reply, pause = server.script[index]
         time.sleep(pause)
         self.send_response(status)
         self.send_header("Content-Length", str(len(reply)))

@@ -5,19 +5,24 @@ import math
 import random
 from collections import Counter
 
+import numpy as np
 import pytest
 
 from embodied_rl.registry import registry
 from embodied_rl.rewards import parse
-from embodied_rl.rewards.format import format_tags, hard_format_result
+from embodied_rl.rewards.format import accuracy_and_format, format_tags, hard_format_result
 from embodied_rl.rewards.group import cosine_length, dylr, shortest_correct
-from embodied_rl.rewards.length import ngram_repetition, overlong
-from embodied_rl.rewards.match import chart_relaxed, match, numeric
+from embodied_rl.rewards.length import ngram_repetition, nonrepeat, overlong
+from embodied_rl.rewards.match import chart_relaxed, exact_label, match, no_think_equal, numeric
 from embodied_rl.rewards.overlap import (
     bleu4,
     bmas,
+    caption_overlap,
     embedding_rank_gap,
+    perception_checklist,
+    rephrase_similarity,
     rouge_l,
+    similarity,
     ts_composite,
     visual_fact_coverage,
 )
@@ -26,6 +31,7 @@ from embodied_rl.rewards.reflection import (
     reflection_length,
     reflection_transition,
 )
+from embodied_rl.rewards.tools import gated_tool_use
 from embodied_rl.types import Question
 
 
@@ -294,3 +300,142 @@ def test_extension_counts_only_when_right() -> None:
     assert ts_composite(f"{thought}<answer>A</answer>", question) == pytest.approx(0.1)
     generic = "<think>as we see the wave is sine</think><answer>B</answer>"
     assert ts_composite(generic, question) == pytest.approx(1.2)
+
+
+def one_hot(words) -> np.ndarray:
+    vocabulary = "abcdefghijklmnopqrstuvwxyz"
+    return np.array([[float(word == letter) for letter in vocabulary] for word in words])
+
+
+def test_similarity_of_unrelated_words_counts_the_shared_ones() -> None:
+    rng = random.Random(1)
+    for _ in range(50):
+        said, true = (rng.sample("abcdefgh", rng.randint(1, 8)) for _ in range(2))
+        shared = len({*said} & {*true})
+        expected = (shared / len(said) + shared / len(true)) / 2
+        assert similarity(said, true, one_hot) == pytest.approx(expected)
+    assert similarity(["a", "a", "b"], ["a", "c"], one_hot) == pytest.approx((1 / 3 + 1 / 2) / 2)
+
+
+def rephrased(words: str, answer: str = "7") -> str:
+    return f"<rephrase>{words}</rephrase><answer>{answer}</answer>"
+
+
+def test_a_rephrased_question_is_measured_from_the_unchanged_one() -> None:
+    data = {"question": "a b", "rephrase": "a c d e"}
+    question = asked("7", **data)
+
+    def value(words: str, answer: str = "7") -> float:
+        return rephrase_similarity(rephrased(words, answer), question, embed=one_hot)
+
+    # The question itself has one of two words in common: (1/2 + 1/4) / 2 = 3/8.
+    assert value("a c d e") == pytest.approx(1.0)
+    assert value("a b") == value("") == value("x y z") == 0.0
+    assert value("a c d") == pytest.approx(((1 + 3 / 4) / 2 - 3 / 8) / (5 / 8))
+    assert value("a c d e", answer="8") == 0.0
+    assert rephrase_similarity("a c d e <answer>7</answer>", question, embed=one_hot) == 0.0
+    with pytest.raises(ValueError, match="must differ from the question"):
+        rephrase_similarity(rephrased("a"), asked("7", question="a b", rephrase="b a"))
+    with pytest.raises(ValueError, match="must differ"):
+        rephrase_similarity(rephrased("a"), asked("7", rephrase=""))
+
+
+def conversation(*intervals: tuple[int, int], answer: str = "B", name: str = "frames") -> str:
+    calls = [
+        f'<think>look</think><tool_call>{{"name": "{name}", "arguments": '
+        f'{{"start": {start}, "end": {end}}}}}</tool_call>\n'
+        for start, end in intervals
+    ]
+    return "".join(calls) + f"<think>seen</think><answer>{answer}</answer>"
+
+
+def test_tool_bonus_and_gate() -> None:
+    question = asked("B", choices=["red", "blue"])
+
+    def value(response: str, **options) -> float:
+        return gated_tool_use(response, question, **options)
+
+    assert value(conversation((0, 4))) == value(conversation((0, 4), (4, 8))) == 1.5
+    assert value(conversation()) == 1.0
+    assert value(conversation((0, 4), answer="A")) == 0.03
+    assert value(conversation(answer="A")) == 0.0
+    for share, with_tool in ((0.6, 0.9), (0.5, 0.75), (0.4, 0.43)):
+        options = {"accuracy": lambda response, question, share=share: share}
+        assert value(conversation((0, 4)), **options) == pytest.approx(with_tool)
+        assert value(conversation(), **options) == pytest.approx(share)
+
+
+def test_a_tool_conversation_out_of_form_costs() -> None:
+    question = asked("B", choices=["red", "blue"])
+    good = conversation((0, 4))
+    swapped = good.replace('"start": 0, "end": 4', '"end": 4,  "start": 0')
+    spam = conversation(*((i, i + 1) for i in range(9)))
+    bad = {
+        "the same interval twice": conversation((0, 4), (0, 4)),
+        "the same in another order": swapped.partition("<think>seen")[0] + good,
+        "more calls than allowed": spam,
+        "text outside": good + "!",
+        "text between": good.replace("</think>", "</think> hm ", 1),
+        "no thought": good.replace("<think>look</think>", ""),
+        "an empty thought": good.replace("look", " "),
+        "an empty answer": conversation((0, 4), answer=""),
+        "no answer": good.partition("<think>seen")[0],
+        "two answers": good + "<think>x</think><answer>B</answer>",
+        "no JSON": good.replace('{"name"', "{name"),
+        "a list": good.replace('{"start": 0, "end": 4}', "[0, 4]"),
+        "another key": good.replace('"arguments"', '"args"'),
+        "a call inside a thought": f"<think>{good}</think><answer>B</answer>",
+        "nothing": "",
+    }
+    assert gated_tool_use(good, question) == 1.5
+    assert gated_tool_use(spam, question, max_calls=9) == 1.5
+    for label, response in bad.items():
+        assert gated_tool_use(response, question) == -0.05, label
+
+
+def test_labels_are_words_or_the_whole_response() -> None:
+    assert exact_label("<answer> Blue. </answer>", asked("blue")) == 1.0
+    assert exact_label("<answer>light blue</answer>", asked("blue")) == 0.0
+    assert no_think_equal(" blue ", asked("blue")) == 1.0
+    for other in ("Blue", "<answer>blue</answer>", "blue blue", ""):
+        assert no_think_equal(other, asked("blue")) == 0.0
+    assert no_think_equal("", asked("")) == 0.0
+
+
+def test_accuracy_and_form_are_weighted() -> None:
+    cases = {
+        "<think>a</think><answer>b</answer>": 1.0,
+        "<answer>b</answer>": 0.9,
+        "<think>a</think><answer>c</answer>": 0.1,
+        "<answer>c</answer>": 0.0,
+    }
+    for response, expected in cases.items():
+        assert accuracy_and_format(response, asked("b")) == pytest.approx(expected)
+
+
+def test_sentences_that_repeat() -> None:
+    assert nonrepeat("A cup. Its handle. A lid.", asked()) == 1.0
+    assert nonrepeat("A cup. Its handle. a  CUP!", asked()) == 0.0
+    assert nonrepeat("cup cup cup handle", asked()) == 0.0
+    assert nonrepeat(" p ", asked()) == nonrepeat("", asked()) == 0.0
+
+
+def test_captions_average_both_overlaps() -> None:
+    question = asked(caption="police killed the gunman")
+    said = "police kill the gunman"
+    bleu = (3 / 4 * 2 / 4 * 1 / 3 * 1 / 2) ** 0.25  # n-grams with 1 added from n = 2 on
+    value = caption_overlap(f"<caption>{said}</caption>", question)
+    assert value == pytest.approx((bleu + 0.75) / 2)
+    assert caption_overlap(said, question) == 0.0
+
+
+def test_checklists_are_compared_item_by_item() -> None:
+    question = asked(checklist=["yes", "3", "red", "left"])
+
+    def value(items: str) -> float:
+        return perception_checklist(f"<checklist>{items}</checklist>", question)
+
+    assert value('["Yes", 3, "red.", "left"]') == 1.0
+    assert value('["3", "yes", "red", "right"]') == 0.25
+    assert value('["yes", "3", "red"]') == value('["yes", "3", "red", "left", "up"]') == 0.0
+    assert value("yes 3 red left") == 0.0
