@@ -250,3 +250,126 @@ def test_the_union_ignores_order_and_overlap() -> None:
     assert union_box_iou("[[0, 0, 6, 10], [4, 0, 10, 10]]", question) == pytest.approx(1.0)
     assert union_box_iou("[[0, 0, 5, 10], [10, 0, 15, 10]]", question) == pytest.approx(1 / 3)
     assert union_box_iou("", question) == 0.0
+
+
+def neighbours(pieces, rows: int, columns: int) -> set:
+    at = {(i // columns, i % columns): piece for i, piece in enumerate(pieces)}
+    return {
+        (piece, at[row + down, column + right], down)
+        for (row, column), piece in at.items()
+        for down, right in ((0, 1), (1, 0))
+        if (row + down, column + right) in at
+    }
+
+
+@pytest.mark.parametrize("grid", [(3, 2), (2, 3), (3, 3), (1, 4), (4, 1)])
+def test_jigsaw_adjacency_equals_looking_at_every_pair(grid: tuple[int, int]) -> None:
+    rng = np.random.default_rng(6)
+    count = grid[0] * grid[1]
+    for _ in range(10):
+        right, said = (rng.permutation(count).tolist() for _ in range(2))
+        question = asked(permutation=right, grid=grid)
+        true = neighbours(right, *grid)
+        expected = len(true & neighbours(said, *grid)) / len(true)
+        value = jigsaw_fraction(str(said), question, measure="adjacency")
+        assert value == pytest.approx(expected)
+
+
+def test_rankings_that_cannot_be_read_are_worth_nothing() -> None:
+    question = asked(positives=[1], candidates=[1, 2, 3, 4])
+    for said in ("", "no numbers", "[1, 1, 2, 3]", "[1.5, 2, 3, 4]"):
+        assert list_format(said, question) == rerank_rrk3(said, question) == 0.0
+    assert list_format("[4, 3, 2, 1]", question) == 1.0
+
+
+def test_boxes_count_as_found_from_half_an_overlap_on() -> None:
+    question = asked(boxes=[(0, 0, 10, 10), (20, 20, 30, 30)])
+    # Precision 1 and recall 1/2 weigh the same.
+    assert weighted_precision_recall("[[0, 0, 10, 5]]", question) == 0.75
+    assert weighted_precision_recall("[[0, 0, 10, 4.9]]", question) == 0.0
+    assert weighted_precision_recall("", question) == 0.0
+    assert roi_iou("[0, 0, 10, 5]", asked(box=(0, 0, 10, 10)), threshold=0.6) == 0.0
+
+
+def test_boxes_that_touch_share_nothing() -> None:
+    unit = (0.0, 0.0, 1.0, 1.0)
+    for other in ((1.0, 0.0, 2.0, 1.0), (0.0, 1.0, 1.0, 2.0), (1.0, 1.0, 2.0, 2.0)):
+        assert iou(unit, other) == 0.0
+    assert iou(unit, (0.5, 0.5, 1.5, 1.5)) == pytest.approx(0.25 / 1.75)
+
+
+def test_edges_of_a_region_belong_to_it() -> None:
+    question = asked(boxes=[(0, 0, 10, 20)])
+    for point in ([0, 0], [10, 20], [0, 20], [10, 0]):
+        assert point_match(json.dumps(point), question) == 1.0
+    for point in ([-1, 5], [11, 5], [5, -1], [5, 21]):
+        assert point_match(json.dumps(point), question) == 0.0
+
+
+def test_more_than_256_predictions_are_not_looked_at() -> None:
+    right = [0, 0, 10, 10]
+    question = asked(boxes=[right], affordances=[{"bbox_2d": right, "point_2d": [5, 5]}])
+    for reward, item in (
+        (hungarian_boxes, right),
+        (point_match, [5, 5]),
+        (affordance_hungarian, {"bbox_2d": right, "point_2d": [5, 5]}),
+    ):
+        assert reward(json.dumps([item] * 256), question) == pytest.approx(1 / 256)
+        assert reward(json.dumps([item] * 257), question) == 0.0
+
+
+@pytest.mark.parametrize(
+    "item",
+    [
+        {"bbox_2d": [0, 0, 100], "point_2d": [50, 50]},
+        {"bbox_2d": [0, 0, 100, 100], "point_2d": [50, 50, 50]},
+        {"bbox_2d": [0, 0, 100, "100"], "point_2d": [50, 50]},
+        {"bbox_2d": [0, 0, 100, 100], "point_2d": [50, None]},
+        {"bbox_2d": [0, 100, 100, 0], "point_2d": [50, 50]},
+        {"bbox_2d": [100, 0, 0, 100], "point_2d": [50, 50]},
+        {"bbox_2d": [0, 0, 0, 100], "point_2d": [50, 50]},
+        {"bbox_2d": [0, 0, 100, 100]},
+        [0, 0, 100, 100],
+    ],
+)
+def test_an_affordance_that_cannot_be_read_spoils_the_list(item: object) -> None:
+    good = {"bbox_2d": [0, 0, 100, 100], "point_2d": [50, 50]}
+    question = asked(affordances=[good])
+    assert affordance_hungarian(json.dumps([good]), question) == 1.0
+    assert affordance_hungarian(json.dumps([item]), question) == 0.0
+    assert affordance_hungarian(json.dumps([good, item]), question) == 0.0
+
+
+def test_limits_of_an_affordance_are_not_reached() -> None:
+    question = asked(affordances=[{"bbox_2d": [0, 0, 100, 100], "point_2d": [50, 50]}])
+
+    def value(box: list[float], point: list[float]) -> float:
+        return affordance_hungarian(json.dumps([{"bbox_2d": box, "point_2d": point}]), question)
+
+    assert value([0, 0, 100, 65], [50, 50]) == pytest.approx(2 / 3)  # IoU .65, not above
+    assert value([0, 0, 100, 100], [50, 80]) == pytest.approx(2 / 3)  # 30 pixels, not nearer
+    assert value([0, 0, 100, 100], [50, 79]) == 1.0
+    assert value([0, 0, 100, 100], [50, 101]) == pytest.approx(2 / 3)
+
+
+def test_spans_apart_share_nothing() -> None:
+    question = asked(span=(0, 10))
+    assert tiou("20-30", question) == tiou("10 to 20", question) == tiou("", question) == 0.0
+    for low, high in ((0.5, 0.5), (0.7, 0.3)):
+        with pytest.raises(ValueError, match="must be less than"):
+            tiou_scaled("0-5", question, low=low, high=high)
+
+
+def test_changes_that_cannot_be_read_cost_like_wrong_ones() -> None:
+    true = [["cube", "colour", "red"], ["ball", "size", "large"]]
+    question = asked(changes=true)
+    assert transformation_partial(json.dumps([*true, "what?"]), question) == pytest.approx(0.9)
+    assert transformation_partial(json.dumps([*true, ["cone", "a", "b"]]), question) == 0.9
+    assert transformation_partial("[]", question) == pytest.approx(-0.2)
+    assert transformation_partial(json.dumps([["x", "y", "z"]] * 256), question) == -1.0
+    assert transformation_partial(json.dumps(true * 129), question) == -1.0
+    as_dicts = [dict(zip(("object", "attribute", "value"), c, strict=True)) for c in true]
+    assert transformation_partial(json.dumps(as_dicts), question) == 1.0
+    for changes in ([], ["unreadable"]):
+        with pytest.raises(ValueError, match="must be"):
+            transformation_partial("[]", asked(changes=changes))

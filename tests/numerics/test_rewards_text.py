@@ -380,6 +380,7 @@ def test_a_tool_conversation_out_of_form_costs() -> None:
         "an empty thought": good.replace("look", " "),
         "an empty answer": conversation((0, 4), answer=""),
         "no answer": good.partition("<think>seen")[0],
+        "an answer that does not end": good.removesuffix("</answer>"),
         "two answers": good + "<think>x</think><answer>B</answer>",
         "no JSON": good.replace('{"name"', "{name"),
         "a list": good.replace('{"start": 0, "end": 4}', "[0, 4]"),
@@ -439,3 +440,93 @@ def test_checklists_are_compared_item_by_item() -> None:
     assert value('["3", "yes", "red", "right"]') == 0.25
     assert value('["yes", "3", "red"]') == value('["yes", "3", "red", "left", "up"]') == 0.0
     assert value("yes 3 red left") == 0.0
+
+
+@pytest.mark.parametrize(
+    ("scheme", "table"),
+    [
+        ("closed", {"rr": 1.0, "wr": 0.75, "rw": 0.25, "ww": 0.0}),
+        ("srpo", {"rr": 0.75, "wr": 1.0, "rw": 0.25, "ww": 0.0}),
+    ],
+)
+def test_worth_of_two_attempts(scheme, table: dict[str, float]) -> None:
+    for (first, second), worth in table.items():
+        response = attempts(first == "r", second == "r")
+        question = asked("B", choices=["red", "blue"])
+        assert reflection_transition(response, question, scheme=scheme) == worth
+    assert reflection_transition("<answer>B</answer>" * 3, asked("B")) == 0.0
+    assert reflection_transition("<answer>B</answer><answer>", asked("B")) == 0.0
+    assert reflection_transition("", asked("B")) == 0.0
+
+
+def test_reflection_length_falls_like_a_bell() -> None:
+    first = "one two three <answer>A</answer>"  # 4 words
+    for extra, expected in ((4, 1.0), (5, math.exp(-0.25)), (2, math.exp(-1.0))):
+        rest = " ".join(f"w{i}" for i in range(extra - 1))
+        value = reflection_length(f"{first} {rest} <answer>B</answer>", asked())
+        assert value == pytest.approx(expected)
+    assert reflection_length(first, asked()) == 0.0
+    assert reflection_length("<answer>A</answer><answer>", asked()) == 0.0
+    assert reflection_length("<answer> </answer> b c <answer>A</answer>", asked()) == 0.0
+
+
+def test_log_scores_of_worked_confidences() -> None:
+    def value(answer: str, confidence: str) -> float:
+        response = f"<answer>{answer}</answer><confidence>{confidence}</confidence>"
+        return calibration_log(response, asked("x"))
+
+    assert value("x", "0.5") == pytest.approx(math.log(0.5))
+    assert value("y", "0.25") == value("y", "25 %") == pytest.approx(math.log(0.75) - 1)
+    assert value("x", "1") == value("x", "100%") == pytest.approx(math.log(0.99))
+    assert value("y", "1") == value("x", "1.01") == pytest.approx(math.log(0.01) - 1)
+    assert value("x", "0") == pytest.approx(math.log(0.01))
+    assert value("x", "-0.5") == value("x", "0.5 or 0.9") == pytest.approx(math.log(0.01) - 1)
+
+
+def test_tolerances_of_numbers_by_default() -> None:
+    assert match("3.0000001", asked("3")) == numeric("3.0000009", asked("3")) == 1.0
+    assert match("3.01", asked("3")) == numeric("3.01", asked("3")) == 0.0
+    assert match("0", asked("0")) == 1.0 and match("0.001", asked("0")) == 0.0
+    assert numeric("two", asked("2")) == 0.0
+
+
+def test_overlong_starts_at_384_words_by_default() -> None:
+    lengths = {384: 0.0, 448: -0.5, 512: -1.0}
+    for length, expected in lengths.items():
+        assert overlong("w " * length, asked()) == expected
+    for margin in (0, 11):
+        with pytest.raises(ValueError, match="must lie in"):
+            overlong("w", asked(), margin=margin, max_length=10)
+    assert ngram_repetition("a a", asked()) == 0.0
+    assert ngram_repetition("a a a a", asked(), n=2) == pytest.approx(-2 / 3)
+
+
+def test_a_score_of_one_half_counts_as_correct() -> None:
+    texts = ["w " * 3, "w " * 9]
+    scores = [0.5, 0.49]
+    assert shortest_correct(texts, asked(), scores=scores) == [0.2, 0.0]
+    assert dylr(texts, asked(), scores=scores) == [0.0, -0.5]
+    right, wrong = cosine_length(texts, asked(), scores=scores, max_length=1000)
+    assert right > 0.9 and wrong < -0.9
+
+
+def test_rank_and_gap_of_worked_cosines() -> None:
+    question = asked(positive="a b", negatives=["a", "c"])
+    half = math.sqrt(0.5)  # cosine of "a" with the direction of "a b"
+
+    def value(words: str) -> float:
+        return embedding_rank_gap(words, question, embed=one_hot)
+
+    assert value("a b") == pytest.approx(1 - half / 2)
+    assert value("a") == pytest.approx((half - 1 / 2) / 2)  # the negative "a" comes first
+    assert value("b") == pytest.approx(half)
+    assert value("c") == value("") == 0.0
+
+
+def test_silence_shares_no_words() -> None:
+    for words in ([], ["a"]):
+        assert bleu4([], words) == bleu4(words, []) == 0.0
+        assert rouge_l([], words) == rouge_l(words, []) == 0.0
+    assert bmas("", asked("a red cube")) == 0.0
+    with pytest.raises(ValueError, match="no words"):
+        bmas("a", asked("?!"))
