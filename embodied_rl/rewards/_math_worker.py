@@ -1,24 +1,29 @@
 """Compares pairs of formulas read from standard input, one JSON list a line; runs on its own.
 
-A formula may take arbitrarily long or much memory, so this runs as a process that can be killed.
+A formula may take arbitrarily long or much memory, so this runs as a process of limited memory
+which the kernel kills when one comparison takes too much processor time.
 It imports nothing of the package: it is started by path, in isolated mode.
 """
 
 import json
+import math
 import resource
 import sys
+import time
 
 MEMORY_BYTES = 2 << 30
 
 
 def main() -> None:
-    """Answer every line ``[reference, answer]`` with ``true``, ``false`` or ``"reason"``."""
+    """Answer each line ``[reference, answer, seconds]`` with ``true``, ``false`` or a reason."""
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
     from math_verify import parse, verify
 
     print('"ready"', flush=True)
     for line in sys.stdin:
-        reference, answer = json.loads(line)
+        reference, answer, seconds = json.loads(line)
+        until = math.ceil(time.process_time() + seconds)
+        resource.setrlimit(resource.RLIMIT_CPU, (until, resource.RLIM_INFINITY))
         try:
             gold = parse(f"${reference}$", parsing_timeout=0)
             said = parse(f"${answer}$", parsing_timeout=0)

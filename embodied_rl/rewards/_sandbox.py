@@ -38,6 +38,7 @@ DENIED = (
     *(62, 200, 234, 129, 297, 424),  # signals to anybody
     *(434, 438, 101, 310, 311, 312, 440, 448),  # other processes: pidfd, ptrace, vm, kcmp, madvise
     *(109, 112, 141, 142, 144, 203, 251, 256, 279, 314),  # groups, priorities, placement of others
+    160,  # limits
     *(29, 30, 64, 68, 240, 319, 447),  # memory that no limit counts: System V, queues, memfd
     *(90, 91, 92, 93, 94, 260, 268, 452),  # chmod, chown
     *(132, 235, 261, 280),  # times of files
@@ -136,13 +137,15 @@ def filter_program() -> bytes:
     for number in sorted(set(DENIED)):
         steps += [(EQUAL, 0, 1, number), deny]
     steps += [(EQUAL, 0, 1, CLONE3), absent]  # libc then tries clone
-    first_argument, second_argument = 16, 24
+    first_argument, second_argument, new_limit = 16, 24, 32
     steps += [(EQUAL, 0, 4, CLONE), (LOAD, 0, 0, first_argument)]
     steps += [(ANY_BIT, 1, 0, CLONE_THREAD), deny, (RETURN, 0, 0, ALLOW)]
     steps += [(EQUAL, 0, 4, PRCTL), (LOAD, 0, 0, first_argument)]
     steps += [(EQUAL, 0, 1, PR_SET_PDEATHSIG), deny, (RETURN, 0, 0, ALLOW)]  # or it would outlive
-    steps += [(EQUAL, 0, 4, PRLIMIT), (LOAD, 0, 0, first_argument)]
-    steps += [(EQUAL, 1, 0, 0), deny, (RETURN, 0, 0, ALLOW)]  # of this process only
+    steps += [(EQUAL, 0, 10, PRLIMIT)]  # of this process and without a new value, or root could
+    for must_be_zero in (first_argument, new_limit, new_limit + 4):
+        steps += [(LOAD, 0, 0, must_be_zero), (EQUAL, 1, 0, 0), deny]
+    steps += [(RETURN, 0, 0, ALLOW)]
     steps += [(EQUAL, 0, 7, FCNTL), (LOAD, 0, 0, second_argument)]
     for command in (F_SETOWN, F_SETSIG, F_SETOWN_EX):  # signals by way of a file
         steps += [(EQUAL, 0, 1, command), deny]

@@ -2,11 +2,13 @@
 
 A model may write ``9^{9^{9}}``; no timer inside a process stops the arithmetic of one big integer,
 so each comparison is sent to a worker (``_math_worker``) and the worker is replaced on a timeout.
+math-verify evaluates nothing but digits and operators as Python; words go through a grammar.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import select
 import subprocess
 import sys
@@ -19,7 +21,9 @@ from embodied_rl.rewards.base import SetupError, library
 from embodied_rl.types import Question
 
 WORKER = Path(__file__).with_name("_math_worker.py")
-START_TIMEOUT_S = 60.0
+START_TIMEOUT_S = 300.0
+MAX_WALL_RATIO = 20
+"""Of wall time to processor time: on a busy machine an honest formula waits."""
 MAX_CHARS = 2000
 """Longer answers are wrong: no reference is that long, and parsing is not linear."""
 
@@ -30,19 +34,26 @@ class _Worker:
     def __init__(self) -> None:
         self.lock = threading.Lock()
         self.process: subprocess.Popen[str] | None = None
+        self.owner = 0
 
     def ask(self, pair: tuple[str, str], *, timeout_s: float) -> Any:
         """The worker's reply; None if there was none in time."""
         with self.lock:
-            process = self.process or self._start()
+            process = self._running() or self._start()
             assert process.stdin is not None
-            process.stdin.write(json.dumps(pair) + "\n")
+            process.stdin.write(json.dumps([*pair, timeout_s]) + "\n")
             process.stdin.flush()
-            reply = self._read(process, timeout_s)
+            reply = self._read(process, MAX_WALL_RATIO * timeout_s)
             if reply == "":
                 self._stop(process)
                 return None
             return json.loads(reply)
+
+    def _running(self) -> subprocess.Popen[str] | None:
+        """The process, unless it has died or is that of the process this one was forked from."""
+        if self.process is None or self.owner != os.getpid() or self.process.poll() is not None:
+            return None
+        return self.process
 
     def _start(self) -> subprocess.Popen[str]:
         library("math_verify", extra="vqa")
@@ -52,7 +63,7 @@ class _Worker:
         if not self._read(process, START_TIMEOUT_S):
             self._stop(process)
             raise SetupError("the process that compares formulas did not start; try `import sympy`")
-        self.process = process
+        self.process, self.owner = process, os.getpid()
         return process
 
     @staticmethod
@@ -76,7 +87,7 @@ def math_equivalence(response: str, question: Question, *, timeout_s: float = 5.
     Args:
         response: one formula in its answer, at most 2,000 characters; ``$`` around it are dropped.
         question: ``answer`` is a formula.
-        timeout_s: a comparison that takes longer scores 0, in seconds.
+        timeout_s: a comparison that takes longer scores 0, in seconds of processor time.
 
     Raises:
         ValueError: the reference is no formula.

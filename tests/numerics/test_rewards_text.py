@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import os
 import random
 from collections import Counter
 
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 
 from embodied_rl.registry import registry
-from embodied_rl.rewards import parse
+from embodied_rl.rewards import equivalence, parse
 from embodied_rl.rewards.format import accuracy_and_format, format_tags, hard_format_result
 from embodied_rl.rewards.group import cosine_length, dylr, shortest_correct
 from embodied_rl.rewards.length import ngram_repetition, nonrepeat, overlong
@@ -140,6 +141,35 @@ def test_a_formula_that_never_ends_scores_0_and_the_next_one_is_compared() -> No
     reward = registry("rewards").get("math_equivalence")
     assert reward("9^{9^{9^9}}", asked("2"), timeout_s=1.0) == 0.0
     assert reward("1+1", asked("2"), timeout_s=20.0) == 1.0
+
+
+def test_a_formula_is_compared_after_the_worker_was_killed_and_not_by_that_of_a_parent() -> None:
+    pytest.importorskip("math_verify")
+    reward = registry("rewards").get("math_equivalence")
+    worker = equivalence._WORKER
+    assert reward("1+1", asked("2"), timeout_s=60.0) == 1.0
+    assert worker.process is not None
+    worker.process.kill()
+    worker.process.wait()
+    assert reward("1+1", asked("2"), timeout_s=60.0) == 1.0
+    child = os.fork()
+    if child == 0:
+        os._exit(worker._running() is None)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 1
+    assert worker._running() is not None
+
+
+def test_a_formula_is_not_run_as_a_program(monkeypatch, tmp_path) -> None:
+    pytest.importorskip("math_verify")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(equivalence, "_WORKER", worker := equivalence._Worker())
+    reward = registry("rewards").get("math_equivalence")
+    code = "__import__('os').mkdir('here')"
+    for said in (code, rf"\text{{{code}}}", f"1+{code}", f"2 {code}", f"2*(1+{code}"):
+        reward(said, asked("3"), timeout_s=60.0)
+    assert list(tmp_path.iterdir()) == []
+    assert worker.process is not None
+    worker._stop(worker.process)
 
 
 def test_format_is_exact() -> None:
