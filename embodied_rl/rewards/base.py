@@ -1,0 +1,53 @@
+"""What every reward shares: its types, how it asks for what it needs, and who may stop a run.
+
+A reward is a pure, deterministic function of one response and its question. What a *model* writes
+never makes a reward raise on purpose: an answer that cannot be read scores its worst. What a *task*
+lacks (``required``) raises ``ValueError``, which ``score`` counts. What the *machine* lacks raises
+``SetupError``, which nobody swallows: a missing library must not look like a policy that fails.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from typing import Any
+
+from embodied_rl.types import Question
+
+Reward = Callable[..., float]
+"""``(response: str, question: Question, *, options) -> float``."""
+GroupReward = Callable[..., list[float]]
+"""``(responses: Sequence[str], question, *, scores: Sequence[float], options) -> list[float]``."""
+
+
+class SetupError(RuntimeError):
+    """The machine lacks a library or a protection; the message says what to do."""
+
+
+def library(module: str, *, extra: str) -> Any:
+    """Import ``module`` on first use.
+
+    Raises:
+        SetupError: it is not installed; the message names the extra.
+    """
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        install = f"pip install 'embodied-rl[{extra}]'"
+        raise SetupError(f"this reward needs {module.partition('.')[0]}: {install}") from error
+
+
+def required(question: Question, key: str) -> Any:
+    """``question.data[key]``.
+
+    Raises:
+        ValueError: the task did not provide it.
+    """
+    if key not in question.data:
+        raise ValueError(f"task {question.task!r} must set data[{key!r}] for this reward")
+    return question.data[key]
+
+
+def clamp(value: float, *, low: float = 0.0, high: float = 1.0) -> float:
+    """``value`` limited to [low, high]."""
+    return min(max(value, low), high)
