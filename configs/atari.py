@@ -62,7 +62,7 @@ def pong_ppo() -> TrainConfig:
             clip_ratio_low=0.2, clip_ratio_high=0.2
         ),
         num_steps=64,
-        total_env_steps=4_000_000,
+        total_env_steps=2_000_000,
         asynchronous=True,
         num_threads=1,
         evaluation=EvalConfig(episodes=10),
