@@ -336,7 +336,8 @@ def test_the_disk_cannot_be_filled(code: str) -> None:
     assert len(result.stdout) <= PATIENT.output_bytes
 
 
-def test_what_was_written_just_before_the_end_counts() -> None:
+def test_what_was_written_just_before_the_end_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(execute._Watch, "breach", lambda self, pid: "")  # it looked too early
     code = "for i in range(3): open(str(i), 'wb').write(b'x' * 2**20)"
     assert run(code).ok
     assert "bytes" in run(code.replace("3", "5")).reason
