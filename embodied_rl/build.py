@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import gymnasium
+import numpy as np
 import torch
 from torch import nn
 
@@ -123,7 +124,8 @@ def policy_spec(env: VectorEnv, config: EnvConfig) -> PolicySpec:
 
     Raises:
         ConfigError: ``config.observations`` names one that the environment does not have.
-        ValueError: an action space that is neither a flat Box nor Discrete.
+        ValueError: an action space that is neither a flat Box nor Discrete; a flat Box of uint8
+            is a text.
     """
     spaces = dict(env.single_observation_space.spaces)
     for name in config.observations:
@@ -135,10 +137,14 @@ def policy_spec(env: VectorEnv, config: EnvConfig) -> PolicySpec:
     if config.observations:
         spaces = {name: spaces[name] for name in config.observations}
     action = env.single_action_space
+    continuous = discrete = text = 0
     if isinstance(action, gymnasium.spaces.Discrete):
-        continuous, discrete = 0, int(action.n)
+        discrete = int(action.n)
     elif isinstance(action, gymnasium.spaces.Box) and len(action.shape) == 1:
-        continuous, discrete = action.shape[0], 0
+        if action.dtype == np.uint8:
+            text = action.shape[0]
+        else:
+            continuous = action.shape[0]
     else:
         raise ValueError(f"policies take a flat Box or Discrete action space, not {action}")
     return PolicySpec(
@@ -148,6 +154,7 @@ def policy_spec(env: VectorEnv, config: EnvConfig) -> PolicySpec:
         num_actions=discrete,
         chunk_length=config.chunk_length,
         num_tasks=len(env.task_names),
+        text_bytes=text,
     )
 
 

@@ -33,6 +33,10 @@ class PolicyOutput:
             (a deterministic sample).
         values: ``[B]`` state values, or None to have ``collect`` ask ``Policy.value`` once for the
             whole rollout, which is cheaper for critics that share nothing with the actor.
+        unit_mask: ``[B, U]`` bool, the units that are real where their number differs between rows
+            (tokens of an answer), or None to have ``collect`` ask ``Policy.unit_mask``. U, and the
+            second axis of ``replay``, may then differ from one decision to the next; ``collect``
+            fills the shorter ones up with False and 0.
         replay: whatever ``log_prob`` needs again (flow chain, denoise index, tokens); every tensor
             leads with ``B``.
     """
@@ -40,6 +44,7 @@ class PolicyOutput:
     actions: Tensor
     log_probs: Tensor | None = None
     values: Tensor | None = None
+    unit_mask: Tensor | None = None
     replay: TensorDict = field(default_factory=dict)
 
 
@@ -193,6 +198,8 @@ class PolicySpec:
         num_actions: number of discrete actions, or 0 for a continuous action space.
         chunk_length: H, actions predicted and executed open loop per decision.
         num_tasks: number of task ids the environment can produce.
+        text_bytes: A, bytes of an action that is a text (uint8 ``[A]``, UTF-8, filled up with 0),
+            or 0 for every other action space.
     """
 
     obs_shapes: Mapping[str, Sequence[int]]
@@ -201,6 +208,7 @@ class PolicySpec:
     num_actions: int = 0
     chunk_length: int = 1
     num_tasks: int = 1
+    text_bytes: int = 0
 
 
 @runtime_checkable
