@@ -320,3 +320,16 @@ class Policy(Protocol):
     def unit_mask(self, executed: Tensor) -> Tensor:
         """``[B, U]`` bool from ``executed`` [B, H] bool: which ratio units took effect."""
         ...
+
+
+@runtime_checkable
+class HasReference(Protocol):
+    """A policy that knows its own start: adapters can be switched off instead of copying weights.
+
+    ``reference`` is called once, when an algorithm is built. What it returns has ``log_prob``,
+    ``state_dict`` and ``load_state_dict``.
+    """
+
+    def reference(self) -> Any:
+        """The start policy, without gradient."""
+        ...
