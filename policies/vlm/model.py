@@ -43,6 +43,8 @@ FAMILIES: dict[str, Family] = {
     "qwen2_5_vl": Family(),
     "qwen3_vl": Family(),
     "smolvlm": Family(),
+    "internvl": Family(),
+    "gemma3": Family(both_ways="image"),
 }
 """Model types whose outputs are compared with their own ``forward`` by a test."""
 

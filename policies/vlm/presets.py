@@ -147,10 +147,61 @@ def _smolvlm() -> Preset:
     return options, processor
 
 
+def _internvl() -> Preset:
+    marks = {
+        "start_image_token": "<img>",
+        "end_image_token": "</img>",
+        "context_image_token": "<IMG_CONTEXT>",
+        "video_token": "<video>",
+    }
+    tokenizer = chat_tokenizer(image="<IMG_CONTEXT>", special=[], named=marks)
+    images = transformers.GotOcr2ImageProcessorPil(size={"height": 56, "width": 56})
+    processor = build_processor(
+        "internvl", tokenizer=tokenizer, image_processor=images, image_seq_length=4
+    )
+    options = {
+        "vision_config": {**VISION, "image_size": [56, 56], "patch_size": [14, 14]},
+        "text_config": {"model_type": "qwen2"},
+        "image_seq_length": 4,
+        "image_token_id": tokenizer.convert_tokens_to_ids("<IMG_CONTEXT>"),
+    }
+    return options, processor
+
+
+def _gemma3() -> Preset:
+    marks = {
+        "boi_token": "<start_of_image>",
+        "eoi_token": "<end_of_image>",
+        "image_token": "<image_soft_token>",
+    }
+    tokenizer = chat_tokenizer(image="<start_of_image>", special=[], named=marks)
+    images = transformers.Gemma3ImageProcessorPil(size={"height": 56, "width": 56})
+    processor = build_processor(
+        "gemma3", tokenizer=tokenizer, image_processor=images, image_seq_length=4
+    )
+    ids = tokenizer.convert_tokens_to_ids
+    options = {
+        "vision_config": {**VISION, "image_size": 56, "patch_size": 14},
+        "text_config": {
+            "head_dim": 32,
+            "query_pre_attn_scalar": 32,
+            "sliding_window": 16,
+            "layer_types": ["sliding_attention", "full_attention"] * 2,
+        },
+        "mm_tokens_per_image": 4,
+        "boi_token_index": ids("<start_of_image>"),
+        "eoi_token_index": ids("<end_of_image>"),
+        "image_token_index": ids("<image_soft_token>"),
+    }
+    return options, processor
+
+
 PRESETS: dict[str, Callable[[], Preset]] = {
     "qwen2_5_vl": _qwen2_5_vl,
     "qwen3_vl": _qwen3_vl,
     "smolvlm": _smolvlm,
+    "internvl": _internvl,
+    "gemma3": _gemma3,
 }
 
 
