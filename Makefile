@@ -11,7 +11,7 @@ gl = MUJOCO_GL=$${MUJOCO_GL:-$$(cat .venv/mujoco_gl)}
 comma := ,
 # LIBERO's libraries take 1.1 GB and its tests need its scenes: with the scenes, both.
 libero := $(if $(EMBODIED_RL_LIBERO_ASSETS),$(comma)libero)
-test_extras := dev,metaworld,atari,maniskill,vqa,sb3,video$(libero)
+test_extras := dev,metaworld,atari,maniskill,vqa,vlm,sb3,video$(libero)
 
 help: ## say what the targets do
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'

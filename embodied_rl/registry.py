@@ -43,6 +43,7 @@ BUILTIN: dict[str, dict[str, str]] = {
         "flow_mlp": "embodied_rl.policies.flow_mlp:FlowMLP",
         "flow_transformer": "embodied_rl.policies.flow_transformer:FlowTransformer",
         "sb3": "embodied_rl.policies.sb3:SB3Policy",
+        "vlm": "embodied_rl.policies.vlm.policy:VLM",
     },
     "algorithms": {
         "ppo": "embodied_rl.algorithms.ppo:PPO",

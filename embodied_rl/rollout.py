@@ -206,12 +206,13 @@ def _finished_episodes(records: list[dict[str, Any]]) -> TensorDict:
 
 
 def concat_rollouts(parts: list[Rollout]) -> Rollout:
-    """Put rollouts side by side along N; shorter ones are padded with invalid steps."""
+    """Put rollouts side by side along N; shorter ones are padded with invalid steps and units."""
     if len(parts) == 1:
         return parts[0]
     longest = max(part.shape[0] for part in parts)
 
     def join(values: list[Tensor]) -> Tensor:
+        values = _equal_units(values, axis=2)
         return torch.cat([_pad_steps(value, longest) for value in values], 1)
 
     merged: dict[str, Any] = {}
@@ -232,6 +233,23 @@ def _pad_steps(value: Tensor, steps: int) -> Tensor:
     if value.dtype == torch.int64:
         return torch.cat([value, value[-1:].expand(missing, *value.shape[1:])])
     return torch.cat([value, value.new_zeros((missing, *value.shape[1:]))])
+
+
+def _stack_units(values: list[Tensor]) -> Tensor:
+    """``[T, N, ...]`` of the ``[N, U, ...]`` of T decisions, whose numbers of units may differ."""
+    return torch.stack(_equal_units(values, axis=1))
+
+
+def _equal_units(values: list[Tensor], *, axis: int) -> list[Tensor]:
+    """``values`` with 0 or False after the last unit, so that ``axis`` is equally long in all."""
+    if values[0].ndim <= axis or len({value.shape[axis] for value in values}) == 1:
+        return values
+    longest = max(value.shape[axis] for value in values)
+    padded = []
+    for value in values:
+        shape = (*value.shape[:axis], longest - value.shape[axis], *value.shape[axis + 1 :])
+        padded.append(torch.cat([value, value.new_zeros(shape)], axis))
+    return padded
 
 
 def _new_episodes(cursor: Cursor, rows: slice, done: Tensor) -> None:
@@ -262,10 +280,13 @@ def _assemble(track: _Track, policy: Policy) -> Rollout:
         log_probs = rewards.new_zeros((steps, envs, 1))
         unit_mask = rewards.new_ones((steps, envs, 1), dtype=torch.bool)
     else:
-        log_probs = torch.stack([o.log_probs for o in outputs if o.log_probs is not None])
-        unit_mask = policy.unit_mask(stack_info("unit_mask").flatten(0, 1))
-        unit_mask = unit_mask.unflatten(0, (steps, envs))
-    replay = {name: torch.stack([o.replay[name] for o in outputs]) for name in outputs[0].replay}
+        log_probs = _stack_units([o.log_probs for o in outputs if o.log_probs is not None])
+        if outputs[0].unit_mask is None:
+            unit_mask = policy.unit_mask(stack_info("unit_mask").flatten(0, 1))
+            unit_mask = unit_mask.unflatten(0, (steps, envs))
+        else:
+            unit_mask = _stack_units([o.unit_mask for o in outputs if o.unit_mask is not None])
+    replay = {name: _stack_units([o.replay[name] for o in outputs]) for name in outputs[0].replay}
     versions = torch.tensor([r["policy_version"] for r in records], device=rewards.device)
     return Rollout(
         obs=obs,

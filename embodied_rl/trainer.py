@@ -556,6 +556,7 @@ def spec_plain(policy: Policy) -> dict[str, Any]:
         "num_actions": spec.num_actions,
         "chunk_length": spec.chunk_length,
         "num_tasks": spec.num_tasks,
+        "text_bytes": spec.text_bytes,
     }
 
 

@@ -33,6 +33,10 @@ class PolicyOutput:
             (a deterministic sample).
         values: ``[B]`` state values, or None to have ``collect`` ask ``Policy.value`` once for the
             whole rollout, which is cheaper for critics that share nothing with the actor.
+        unit_mask: ``[B, U]`` bool, the units that are real where their number differs between rows
+            (tokens of an answer), or None to have ``collect`` ask ``Policy.unit_mask``. U, and the
+            second axis of ``replay``, may then differ from one decision to the next; ``collect``
+            fills the shorter ones up with False and 0.
         replay: whatever ``log_prob`` needs again (flow chain, denoise index, tokens); every tensor
             leads with ``B``.
     """
@@ -40,6 +44,7 @@ class PolicyOutput:
     actions: Tensor
     log_probs: Tensor | None = None
     values: Tensor | None = None
+    unit_mask: Tensor | None = None
     replay: TensorDict = field(default_factory=dict)
 
 
@@ -314,4 +319,17 @@ class Policy(Protocol):
 
     def unit_mask(self, executed: Tensor) -> Tensor:
         """``[B, U]`` bool from ``executed`` [B, H] bool: which ratio units took effect."""
+        ...
+
+
+@runtime_checkable
+class HasReference(Protocol):
+    """A policy that knows its own start: adapters can be switched off instead of copying weights.
+
+    ``reference`` is called once, when an algorithm is built. What it returns has ``log_prob``,
+    ``state_dict`` and ``load_state_dict``.
+    """
+
+    def reference(self) -> Any:
+        """The start policy, without gradient."""
         ...

@@ -32,7 +32,15 @@ from embodied_rl.losses.reduce import (
     num_groups,
     zero_outside,
 )
-from embodied_rl.types import Advantages, Batch, LogProbOutput, Policy, Rollout, TensorDict
+from embodied_rl.types import (
+    Advantages,
+    Batch,
+    HasReference,
+    LogProbOutput,
+    Policy,
+    Rollout,
+    TensorDict,
+)
 
 Stats = dict[str, Tensor]
 
@@ -120,7 +128,7 @@ class PolicyGradient:
             )
         self.reference: Any = None
         if config.kl_coef or config.w2_coef:
-            self.reference = copy.deepcopy(self.policy).requires_grad_(False)
+            self.reference = start_policy(self.policy)
         self.optimizer = torch.optim.Adam(self.parameter_groups(), eps=1e-5, fused=True)
         self.trained = [p for group in self.optimizer.param_groups for p in group["params"]]
         self.base_rates = [group["lr"] for group in self.optimizer.param_groups]
@@ -364,6 +372,13 @@ class PolicyGradient:
         remaining = max(1.0 - env_steps / self.total_env_steps, 0.0)
         for group, rate in zip(self.optimizer.param_groups, self.base_rates, strict=True):
             group["lr"] = rate * remaining
+
+
+def start_policy(policy: Any) -> Any:
+    """What a policy is to stay near: its own reference, or else a copy of its present weights."""
+    if isinstance(policy, HasReference):
+        return policy.reference()
+    return copy.deepcopy(policy).requires_grad_(False)
 
 
 def require_compiler(device: torch.device) -> None:

@@ -118,8 +118,8 @@ def tiny_model(seed: int, *, max_new_tokens: int = 24) -> TransformersPlayer:
         raise ValueError("model players need transformers: pip install 'embodied-rl[vlm]'") from (
             error
         )
-    common = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
-    heads = {"num_attention_heads": 2}
+    common: dict[str, Any] = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
+    heads: dict[str, Any] = {"num_attention_heads": 2}
     config = LlavaConfig(
         vision_config=CLIPVisionConfig(**common, **heads, image_size=TINY_SIDE, patch_size=PATCH),
         text_config=LlamaConfig(

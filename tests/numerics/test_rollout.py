@@ -117,3 +117,48 @@ def test_what_runs_while_stepping_runs_once_per_decision():
         while_stepping=lambda: calls.append(1),
     )
     assert len(calls) == 5
+
+
+class Talker(Counter):
+    """Decision number t (from 1) has t tokens ``10 * t + position``, of which row n keeps n."""
+
+    def __init__(self, action):
+        super().__init__(action)
+        self.decisions = 0
+
+    def sample(self, obs, *, deterministic=False, generator=None):
+        output = super().sample(obs)
+        self.decisions += 1
+        tokens = (10 * self.decisions + torch.arange(self.decisions)).expand(len(obs["state"]), -1)
+        kept = torch.arange(self.decisions) < torch.arange(len(tokens)).unsqueeze(1)
+        return PolicyOutput(
+            actions=output.actions,
+            log_probs=-tokens.float(),
+            unit_mask=kept,
+            replay={"tokens": tokens.clone(), "first": tokens[:, 0].clone()},
+        )
+
+    def unit_mask(self, executed):
+        raise AssertionError("the mask of the sample is the one to use")
+
+
+def test_decisions_of_different_length_are_filled_up_with_masked_units():
+    env = reach()
+    parts = [
+        rollouts.collect(env, policy, rollouts.start(env), num_steps=steps, generator=None)
+        for policy, steps in ((Talker([0.1, 0.0]), 3), (Talker([0.0, 0.1]), 5))
+    ]
+    assert [part.log_probs.shape for part in parts] == [(3, 6, 3), (5, 6, 5)]
+    joined = rollouts.concat_rollouts(parts)
+    assert joined.log_probs.shape == joined.unit_mask.shape == (5, 12, 5)
+    for t in range(5):
+        for n in range(12):
+            played = t < 3 or n >= 6
+            count = t + 1 if played else 0
+            tokens = [10 * (t + 1) + u for u in range(count)] + [0] * (5 - count)
+            mask = [u < min(count, n % 6) for u in range(5)]
+            assert joined.log_probs[t, n].tolist() == [-float(token) for token in tokens]
+            assert joined.unit_mask[t, n].tolist() == mask
+            if played:
+                assert joined.replay["tokens"][t, n].tolist() == tokens
+                assert joined.replay["first"][t, n] == tokens[0]

@@ -1,0 +1,221 @@
+"""From observations to what a vision-language model reads.
+
+An observation is a conversation (``chat``, UTF-8 JSON) and its images (``images``, each in the
+upper left corner of its frame, ``image_sizes`` high and wide). Rows with equal observations are one
+prompt: ``unique_prompts`` finds them, the processor is asked once, and what it made is kept for as
+long as it fits into memory.
+
+Axes: ``B`` rows of an observation, ``P`` different prompts, ``L`` tokens of the longest prompt,
+``M`` images of a row.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from embodied_rl.types import TensorDict
+
+CACHE_BYTES = 256 * 2**20
+NAMES = ("chat", "images", "image_sizes")
+PER_TOKEN = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids")
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """Different prompts of a batch.
+
+    Attributes:
+        inputs: what the model takes; tensors per token are ``[P, L]``, filled up on the left.
+        rows: ``[B]`` int64, the prompt of every row.
+    """
+
+    inputs: TensorDict
+    rows: Tensor
+
+    @property
+    def mask(self) -> Tensor:
+        """``[P, L]`` bool, the tokens that are real."""
+        return self.inputs["attention_mask"].bool()
+
+
+class PromptReader:
+    """Reads observations with a model's processor.
+
+    Args:
+        processor: of ``processing.load_processor``.
+        cache_bytes: of processed prompts that are kept.
+    """
+
+    def __init__(self, processor: Any, *, cache_bytes: int = CACHE_BYTES) -> None:
+        self.processor = processor
+        self.cache_bytes = cache_bytes
+        self._cache: OrderedDict[bytes, TensorDict] = OrderedDict()
+        self._size = 0
+
+    def __call__(self, obs: TensorDict) -> Prompts:
+        """The different prompts of ``obs`` [B, ...] in the order of their first rows.
+
+        Raises:
+            ValueError: a conversation that is no JSON, or names another number of images.
+        """
+        arrays = {name: obs[name].cpu().numpy() for name in NAMES if name in obs}
+        rows, firsts, keys = unique_prompts(arrays)
+        parts = [self._prompt(arrays, first, key) for first, key in zip(firsts, keys, strict=True)]
+        device = obs["chat"].device
+        inputs = collate(parts, padding=int(self.processor.tokenizer.pad_token_id))
+        return Prompts(
+            inputs={name: value.to(device) for name, value in inputs.items()},
+            rows=torch.tensor(rows, device=device),
+        )
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> PromptReader:
+        """A reader of its own that shares the processor, which is not changed by reading."""
+        return PromptReader(self.processor, cache_bytes=self.cache_bytes)
+
+    def _prompt(self, arrays: dict[str, np.ndarray], row: int, key: bytes) -> TensorDict:
+        if key in self._cache:
+            self._cache.move_to_end(key)
+            return self._cache[key]
+        prompt = self._read(arrays, row)
+        self._cache[key] = prompt
+        self._size += _bytes(prompt)
+        while self._size > self.cache_bytes and len(self._cache) > 1:
+            self._size -= _bytes(self._cache.popitem(last=False)[1])
+        return prompt
+
+    def _read(self, arrays: dict[str, np.ndarray], row: int) -> TensorDict:
+        messages = read_chat(arrays["chat"][row])
+        images = read_images(arrays, row)
+        wanted = sum(part.get("type") == "image" for part in _parts(messages))
+        if wanted != len(images):
+            raise ValueError(
+                f"a conversation shows {wanted} images and its observation holds {len(images)}: "
+                "give image_sizes above 0 to exactly those images that the chat names"
+            )
+        tokenizer = self.processor.tokenizer
+        if self.processor.chat_template is None:
+            text = "\n".join(part["text"] for part in _parts(messages) if part["type"] == "text")
+        else:
+            text = tokenizer.apply_chat_template(
+                messages,
+                chat_template=self.processor.chat_template,
+                add_generation_prompt=True,
+                tokenize=False,
+            )
+        output = self.processor(
+            text=[text], images=[images] if images else None, return_tensors="pt"
+        )
+        return {name: value for name, value in output.items() if isinstance(value, Tensor)}
+
+
+def unique_prompts(arrays: dict[str, np.ndarray]) -> tuple[list[int], list[int], list[bytes]]:
+    """(prompt of every row, first row of every prompt, digest of every prompt)."""
+    seen: dict[bytes, int] = {}
+    rows, firsts = [], []
+    for row in range(len(arrays["chat"])):
+        digest = hashlib.blake2b(digest_size=16)
+        for value in arrays.values():
+            digest.update(value[row].tobytes())
+        key = digest.digest()
+        if key not in seen:
+            seen[key] = len(seen)
+            firsts.append(row)
+        rows.append(seen[key])
+    return rows, firsts, list(seen)
+
+
+def read_chat(data: np.ndarray) -> list[dict[str, Any]]:
+    """The messages in zero-padded bytes; no bytes (padding of a rollout) are an empty message.
+
+    Raises:
+        ValueError: no JSON list.
+    """
+    text = data.tobytes().rstrip(b"\0")
+    if not text:
+        return [{"role": "user", "content": ""}]
+    try:
+        messages = json.loads(text)
+    except ValueError as error:
+        raise ValueError(
+            f"obs['chat'] must be a JSON list of messages, not {text[:60]!r}: was it cut off?"
+        ) from error
+    if not isinstance(messages, list):
+        raise ValueError(f"obs['chat'] must be a JSON list of messages, not {text[:60]!r}")
+    return messages
+
+
+def read_images(arrays: dict[str, np.ndarray], row: int) -> list[Image.Image]:
+    """The images of one row, cut to their sizes."""
+    if "images" not in arrays:
+        return []
+    sizes = arrays["image_sizes"][row]
+    frames = arrays["images"][row]
+    return [
+        Image.fromarray(np.ascontiguousarray(frame[:height, :width]))
+        for frame, (height, width) in zip(frames, sizes, strict=True)
+        if height > 0
+    ]
+
+
+def collate(prompts: Sequence[TensorDict], *, padding: int) -> TensorDict:
+    """One batch of single prompts.
+
+    Tensors per token are filled up on the left (``input_ids`` with ``padding``, others with 0),
+    images per prompt ``[1, M, ...]`` with images of zeros, which models leave out; other tensors
+    are put one after the other.
+    """
+    names = sorted({name for prompt in prompts for name in prompt})
+    length = max(prompt["input_ids"].shape[1] for prompt in prompts)
+    batch: TensorDict = {}
+    for name in names:
+        values = [prompt[name] for prompt in prompts if name in prompt]
+        if name in PER_TOKEN:
+            fill = padding if name == "input_ids" else 0
+            values = [_fill_left(value, length, fill) for value in values]
+        elif _counts_images(name, values[0]):
+            most = max(value.shape[1] for value in values)
+            empty = {"prompts": prompts, "name": name, "like": values[0][:, :1]}
+            values = [_fill_images(value, most) for value in _with_missing(**empty)]
+        batch[name] = torch.cat(values)
+    return batch
+
+
+def _counts_images(name: str, value: Tensor) -> bool:
+    """Whether a tensor is ``[1, M, ...]``: SmolVLM's pixels and their mask."""
+    return (name == "pixel_values" and value.ndim == 5) or name == "pixel_attention_mask"
+
+
+def _with_missing(*, prompts: Sequence[TensorDict], name: str, like: Tensor) -> list[Tensor]:
+    return [prompt.get(name, torch.zeros_like(like)) for prompt in prompts]
+
+
+def _fill_images(value: Tensor, count: int) -> Tensor:
+    shape = (1, count - value.shape[1], *value.shape[2:])
+    return torch.cat([value, value.new_zeros(shape)], 1)
+
+
+def _fill_left(value: Tensor, length: int, fill: int) -> Tensor:
+    return torch.cat([value.new_full((1, length - value.shape[1]), fill), value], 1)
+
+
+def _parts(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Parts of all messages; a content that is a string is one text."""
+    parts: list[dict[str, Any]] = []
+    for message in messages:
+        content = message["content"]
+        parts += [{"type": "text", "text": content}] if isinstance(content, str) else content
+    return parts
+
+
+def _bytes(prompt: TensorDict) -> int:
+    return sum(value.numel() * value.element_size() for value in prompt.values())
