@@ -228,6 +228,8 @@ def libero_table(group: str) -> str:
     """Markdown: success of each task on the states trained on, on the others, and on all 50."""
     lines = []
     for command, runs in by_command(group).items():
+        if not runs:
+            continue
         lines += [
             f"`{command}`, {len(runs)} seed{'s' if len(runs) > 1 else ''}, greedy:",
             "",

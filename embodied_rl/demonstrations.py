@@ -18,6 +18,7 @@ from embodied_rl.algorithms.sft import Demonstrations
 from embodied_rl.build import build_env, load_policy
 from embodied_rl.config import ConfigError, TrainConfig
 from embodied_rl.dataset import DatasetWriter, chunked_actions, load_dataset
+from embodied_rl.envs.base import SimulatorVectorEnv
 from embodied_rl.evaluate import FIXED_STARTS
 from embodied_rl.instructions import embed_instructions
 from embodied_rl.registry import registry
@@ -43,6 +44,8 @@ def load_demonstrations(config: TrainConfig, folder: Path) -> Demonstrations:
     """
     imitation = config.imitation
     assert imitation is not None
+    if config.env.simulator.name == "vqa" and not imitation.dataset:
+        return answered_questions(config, questions_per_task=imitation.episodes_per_task)
     path = Path(imitation.dataset) if imitation.dataset else folder / "demonstrations"
     if not imitation.dataset:
         collect_dataset(
@@ -58,6 +61,42 @@ def load_demonstrations(config: TrainConfig, folder: Path) -> Demonstrations:
         table = embed_instructions(dataset.tasks, kind=config.env.instruction_embedding)
         obs = {**obs, "instruction": table[dataset.task_index]}
     return obs, actions.float(), mask
+
+
+def answered_questions(config: TrainConfig, *, questions_per_task: int) -> Demonstrations:
+    """Questions of every task with their reference answers; nothing is written to disk.
+
+    Returns:
+        (obs [F, ...], answers uint8 [F, A], mask [F, 1]).
+    """
+    rows = max(1, min(questions_per_task, BATCH))
+    env = build_env(
+        config.env,
+        seed=0,
+        autoreset=False,
+        num_envs=rows,
+        group_size=1,
+        chunk_length=1,
+        normalize=False,
+    )
+    assert isinstance(env, SimulatorVectorEnv)
+    simulator: Any = env.simulator
+    parts: list[tuple[TensorDict, Tensor]] = []
+    try:
+        for task_id, name in enumerate(env.task_names):
+            seeds = _seeds(config, name, questions_per_task + rows)
+            for first in range(0, questions_per_task, rows):
+                ids = torch.full((rows,), task_id)
+                batch = torch.tensor(seeds[first : first + rows])
+                obs = start(env, task_ids=ids, episode_seeds=batch).obs
+                count = min(rows, questions_per_task - first)
+                answers = simulator.reference_answers()[:count]
+                parts.append(({name: value[:count] for name, value in obs.items()}, answers))
+    finally:
+        env.close()
+    obs = {name: torch.cat([part[name] for part, _ in parts]) for name in parts[0][0]}
+    answers = torch.cat([answers for _, answers in parts])
+    return obs, answers, torch.ones((len(answers), 1), dtype=torch.bool)
 
 
 def steps_per_second(simulator: str) -> int:
