@@ -68,7 +68,12 @@ def answered_questions(config: TrainConfig, *, questions_per_task: int) -> Demon
 
     Returns:
         (obs [F, ...], answers uint8 [F, A], mask [F, 1]).
+
+    Raises:
+        ConfigError: noise on the actions, which are texts.
     """
+    if config.imitation is not None and config.imitation.action_noise:
+        raise ConfigError("imitation.action_noise is unused where actions are texts: set it to 0")
     rows = max(1, min(questions_per_task, BATCH))
     env = build_env(
         config.env,

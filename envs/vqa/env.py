@@ -42,6 +42,7 @@ from embodied_rl.envs.vqa.answers import same_number
 from embodied_rl.envs.vqa.common import Split
 from embodied_rl.envs.vqa.files import FileOptions, QuestionFile
 from embodied_rl.registry import near_names, registry
+from embodied_rl.rewards.base import SetupError
 from embodied_rl.types import Question
 
 Score: TypeAlias = Callable[[Question, str], Mapping[str, float]]
@@ -484,6 +485,8 @@ class VQASimulator(RowSimulator):
             return {"correct": float(right)}, right
         try:
             terms = {name: float(value) for name, value in self._score(question, text).items()}
+        except SetupError:
+            raise  # a missing library must not look like a policy that fails
         except Exception:  # a reward that breaks on an answer must neither pay nor end the run
             return {"failed": 1.0}, False
         solved = terms.pop("success", None)

@@ -10,7 +10,7 @@ pytest.importorskip("transformers")
 
 from embodied_rl import cli
 from embodied_rl.build import build_env
-from embodied_rl.config import component
+from embodied_rl.config import ConfigError, component
 from embodied_rl.configs.vqa import shapes_sft
 from embodied_rl.demonstrations import _seeds, load_demonstrations
 from embodied_rl.metrics import read_jsonl
@@ -60,3 +60,11 @@ def test_imitated_answers_are_right_and_no_question_comes_twice(tmp_path: Path) 
     _, rewards, _, _, info = env.step(answers)
     assert bool(info["success"].all()) and bool((rewards == 1).all())
     env.close()
+
+
+def test_noise_on_texts_is_refused(tmp_path: Path) -> None:
+    config = shapes_sft()
+    assert config.imitation is not None
+    config = replace(config, imitation=replace(config.imitation, action_noise=0.3))
+    with pytest.raises(ConfigError, match="set it to 0"):
+        load_demonstrations(config, tmp_path)

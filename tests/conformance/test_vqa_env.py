@@ -13,6 +13,7 @@ from embodied_rl.envs import make_env
 from embodied_rl.envs.base import SimulatorVectorEnv
 from embodied_rl.evaluate import make_manifest
 from embodied_rl.registry import RegistryError, register
+from embodied_rl.rewards.base import SetupError
 from embodied_rl.rollout import collect, start
 from embodied_rl.types import PolicyOutput
 
@@ -142,6 +143,18 @@ def test_the_reward_is_the_sum_of_its_terms_and_success_stands_beside_it() -> No
         "malformed": [0.0] * 4,
         "failed": [0.0, 1.0, 1.0, 0.0],
     }
+
+
+def test_what_the_machine_lacks_stops_the_run_also_later() -> None:
+    def score(question: Any, text: str) -> dict[str, float]:
+        if text:
+            raise SetupError("install the library")
+        return {"kind": 1.0}
+
+    env, _ = build(reward=score)
+    env.reset()
+    with pytest.raises(SetupError, match="install the library"):
+        answer(env, "yes", "", "", "")
 
 
 def test_a_reward_that_changes_its_terms_or_cannot_run_here_stops_the_run() -> None:
