@@ -23,9 +23,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass, replace
 from functools import partial
-from typing import Any, get_type_hints
+from typing import Any, Literal, TypeAlias, get_args, get_type_hints
 
 import numpy as np
 import numpy.typing as npt
@@ -38,12 +38,13 @@ from embodied_rl.envs.vector.rows import RowSpec
 from embodied_rl.envs.vector.simulator import RowSimulator
 from embodied_rl.envs.vqa import TASKS, load_task
 from embodied_rl.envs.vqa.answers import same_number
-from embodied_rl.envs.vqa.common import Split
+from embodied_rl.envs.vqa.common import Split, blank_image, shuffle_images
 from embodied_rl.envs.vqa.files import FileOptions, QuestionFile
 from embodied_rl.envs.vqa.scoring import Score, Scoring, scoring_of
 from embodied_rl.registry import near_names
 from embodied_rl.types import Question
 
+Pictures: TypeAlias = Literal["shown", "blank", "swapped"]
 SAMPLES = 32
 """Questions per task and split by which the sizes of texts are chosen."""
 
@@ -93,6 +94,7 @@ def make(
     heldout_share: float = 0.1,
     max_image_side: int = 0,
     split: Split = "train",
+    pictures: Pictures = "shown",
     reward: str | Mapping[str, Any] | Score = "correct",
     reward_options: Mapping[str, Any] | None = None,
     system_prompt: str = "",
@@ -118,6 +120,8 @@ def make(
         heldout_share: of the file's questions that are kept out of training.
         max_image_side: larger pictures of the file are scaled down to this many pixels; 0: none.
         split: ``"train"`` or ``"heldout"``.
+        pictures: ``"shown"``, or a control of how much they matter: ``"blank"`` (plain grey) or
+            ``"swapped"`` (those of another question of the task).
         reward: ``"correct"`` (1 if the task's own check says so, else 0), ``"task"`` (the
             registered reward that each question names), any registered reward, a mapping of terms
             ``{name: {reward, weight, tasks, options, scores_from}}`` (see `scoring`; group rewards
@@ -143,7 +147,7 @@ def make(
         heldout_share=heldout_share,
         max_image_side=max_image_side,
     )
-    sources = choose_sources(tasks, knobs or {}, options, split=split)
+    sources = with_pictures(choose_sources(tasks, knobs or {}, options, split=split), pictures)
     simulator = VQASimulator(
         sources,
         sizes=choose_sizes(sources, system_prompt, chat_bytes, answer_bytes),
@@ -190,6 +194,28 @@ def choose_sources(
     if knobs:
         raise ValueError("knobs belong to tasks: leave them out for the questions of a file")
     return file_sources(file, split=split)
+
+
+def with_pictures(sources: Sequence[Source], pictures: Pictures) -> tuple[Source, ...]:
+    """The same questions with the pictures of a control (see `make`).
+
+    Raises:
+        ValueError: unknown control.
+    """
+    if pictures not in get_args(Pictures):
+        raise ValueError(f"pictures={pictures!r}: give one of {', '.join(get_args(Pictures))}")
+    if pictures == "shown":
+        return tuple(sources)
+    ask = _ask_blank if pictures == "blank" else _ask_swapped
+    return tuple(replace(source, ask=partial(ask, source.ask)) for source in sources)
+
+
+def _ask_blank(ask: Callable[[int], Question], seed: int) -> Question:
+    return blank_image(ask(seed))
+
+
+def _ask_swapped(ask: Callable[[int], Question], seed: int) -> Question:
+    return shuffle_images([ask(seed), ask(seed + 1)])[0]
 
 
 def task_sources(
