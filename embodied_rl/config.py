@@ -538,7 +538,8 @@ def check(config: TrainConfig) -> None:
             "env.normalize_obs keeps one set of statistics and shards are stepped apart: set "
             "env.num_shards to 1"
         )
-    group_based = config.advantage.name in ("group_relative", "rloo")
+    drops_groups = config.advantage.name in ("group_relative", "rloo")
+    group_based = drops_groups or config.advantage.options.get("baseline") == "group"
     if group_based and env.group_size == 1:
         raise ConfigError(
             f"advantage {config.advantage.name!r} compares trajectories of a group: set "
@@ -548,7 +549,7 @@ def check(config: TrainConfig) -> None:
         raise ConfigError(
             f"advantage {config.advantage.name!r} needs whole episodes: set num_steps to 0"
         )
-    if config.max_refills and not group_based:
+    if config.max_refills and not drops_groups:
         raise ConfigError(
             f"max_refills is unused with advantage {config.advantage.name!r}: set it to 0, or the "
             "advantage to group_relative"
