@@ -116,7 +116,8 @@ def run(case: Case, seed: int) -> None:
     """Train one seed and append its evaluations to the records."""
     command = [sys.executable, "-W", "ignore", "-m", "embodied_rl.cli", "train", case.recipe]
     command += [*case.changes, "--seed", str(seed), "--evaluation.manifest", "test"]
-    command += ["--env.num-threads", "1"]
+    if case.group != "vqa":  # which has no threads of its own
+        command += ["--env.num-threads", "1"]
     print(case.command, "seed", seed, file=sys.stderr, flush=True)
     started = time.perf_counter()
     result = subprocess.run(

@@ -96,6 +96,7 @@ TASKS: dict[str, TaskEntry] = {
     "few_shot_classification": TaskEntry(
         "few_shot:FEW_SHOT", "exact_label", 1 / 2, 1 / 2, "name a picture after labelled examples"
     ),
+    "digits": TaskEntry("digits:DIGITS", "exact_label", 1 / 10, 1 / 10, "name a drawn digit"),
     "timeseries_plot": TaskEntry(
         "timeseries:TIMESERIES", "exact_label", 1 / 4, 1 / 4, "name the kind of a plotted signal"
     ),

@@ -148,6 +148,7 @@ def make_question(
             "width": size,
             "height": size,
             "key": repr(content),
+            "brief": "point?",
             "reward": "point_match",
         },
     )

@@ -40,6 +40,7 @@ from embodied_rl.envs.vqa import TASKS, load_task
 from embodied_rl.envs.vqa.answers import same_number
 from embodied_rl.envs.vqa.common import Split, blank_image, shuffle_images
 from embodied_rl.envs.vqa.files import FileOptions, QuestionFile
+from embodied_rl.envs.vqa.forms import Form, Prompt, shaped
 from embodied_rl.envs.vqa.scoring import Score, Scoring, scoring_of
 from embodied_rl.registry import near_names
 from embodied_rl.types import Question
@@ -98,6 +99,8 @@ def make(
     reward: str | Mapping[str, Any] | Score = "correct",
     reward_options: Mapping[str, Any] | None = None,
     system_prompt: str = "",
+    prompt: Prompt = "full",
+    answer_form: Form = "plain",
     chat_bytes: int = 0,
     answer_bytes: int = 0,
     chunk_length: int = 1,
@@ -128,6 +131,8 @@ def make(
             are scored over the answers of a group), or a ``Score``.
         reward_options: of a registered reward.
         system_prompt: first message of every chat; empty: none.
+        prompt: of tasks, ``full`` or ``brief``; see `forms`.
+        answer_form: of tasks, ``plain``, ``think`` or ``reflect``; see `forms`.
         chat_bytes: C; 0: a power of two, at least twice what samples of the questions need.
         answer_bytes: A; 0: likewise, by their reference answers.
         chunk_length: answers per decision; only the first one is read.
@@ -147,7 +152,9 @@ def make(
         heldout_share=heldout_share,
         max_image_side=max_image_side,
     )
-    sources = with_pictures(choose_sources(tasks, knobs or {}, options, split=split), pictures)
+    forms = {"prompt": prompt, "form": answer_form}
+    sources = choose_sources(tasks, knobs or {}, options, split=split, forms=forms)
+    sources = with_pictures(sources, pictures)
     simulator = VQASimulator(
         sources,
         sizes=choose_sizes(sources, system_prompt, chat_bytes, answer_bytes),
@@ -177,7 +184,12 @@ def make(
 
 
 def choose_sources(
-    tasks: str | Sequence[str], knobs: Mapping[str, Any], file: FileOptions, *, split: Split
+    tasks: str | Sequence[str],
+    knobs: Mapping[str, Any],
+    file: FileOptions,
+    *,
+    split: Split,
+    forms: Mapping[str, Any],
 ) -> tuple[Source, ...]:
     """The sources of ``tasks``, or those of ``file`` where its path is not empty.
 
@@ -190,7 +202,9 @@ def choose_sources(
     if bool(names) == bool(file.path):
         raise ValueError("give either tasks, names of questions made by program, or a file")
     if not file.path:
-        return task_sources(names, knobs, split=split)
+        return task_sources(names, knobs, split=split, forms=forms)
+    if set(forms.values()) != {"full", "plain"}:
+        raise ValueError("prompt and answer_form are those of tasks: leave them out for a file")
     if knobs:
         raise ValueError("knobs belong to tasks: leave them out for the questions of a file")
     return file_sources(file, split=split)
@@ -219,7 +233,7 @@ def _ask_swapped(ask: Callable[[int], Question], seed: int) -> Question:
 
 
 def task_sources(
-    names: Sequence[str], knobs: Mapping[str, Any], *, split: Split
+    names: Sequence[str], knobs: Mapping[str, Any], *, split: Split, forms: Mapping[str, Any]
 ) -> tuple[Source, ...]:
     """One source per task.
 
@@ -232,11 +246,13 @@ def task_sources(
         if name not in names:
             hint = near_names(name, names)
             raise ValueError(f"knobs of {name!r}, which is none of the tasks{hint}")
-    return tuple(_task_source(name, knobs.get(name, {}), split) for name in names)
+    return tuple(_task_source(name, knobs.get(name, {}), split, forms) for name in names)
 
 
-def _task_source(name: str, knobs: Mapping[str, Any], split: Split) -> Source:
-    task = load_task(name)
+def _task_source(
+    name: str, knobs: Mapping[str, Any], split: Split, forms: Mapping[str, Any]
+) -> Source:
+    task = shaped(load_task(name), **forms)
     options = options_from(task.options, knobs, where=f"knobs of {name}")
     make_question = task.make_question
     drawn = [make_question(options, seed=0, split=side) for side in ("train", "heldout")]
@@ -319,7 +335,7 @@ def choose_sizes(
     samples = [question for source in sources for question in source.samples]
     num_images = max(source.num_images for source in sources)
     longest = max(len(encode_chat(question, system_prompt, num_images)) for question in samples)
-    answer = max(len(question.answer.encode()) for question in samples)
+    answer = max(len(reference_text(question).encode()) for question in samples)
     return Sizes(
         chat_bytes=chat_bytes or _power_of_two(2 * longest),
         num_images=max(num_images, 1),
@@ -345,6 +361,11 @@ def encode_chat(question: Question, system_prompt: str, num_images: int | None =
         text = {"type": "text", "text": system_prompt}
         messages.insert(0, {"role": "system", "content": [text]})
     return json.dumps(messages, ensure_ascii=False).encode()
+
+
+def reference_text(question: Question) -> str:
+    """The reference answer in the form that is asked for."""
+    return question.data.get("reference", question.answer)
 
 
 def encode_text(texts: Iterable[str | bytes], size: int, *, name: str) -> npt.NDArray[np.uint8]:
@@ -496,7 +517,7 @@ class VQASimulator(RowSimulator):
 
     def reference_answers(self) -> torch.Tensor:
         """uint8 [N, A]: the reference answer of every row, as the action that gives it."""
-        answers = (question.answer for question in self.questions)
+        answers = (reference_text(question) for question in self.questions)
         size = self._sizes.answer_bytes
         return torch.from_numpy(encode_text(answers, size, name="answer_bytes"))
 

@@ -140,6 +140,7 @@ def _question(
             "max_targets": options.max_targets if isinstance(options, CrowdBoxesOptions) else 1,
             "output": options.output,
             "key": repr((pair, items)),
+            "brief": question,
             "reward": reward,
         },
     )

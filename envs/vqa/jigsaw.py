@@ -162,6 +162,7 @@ def make_full(
             "permutation": order,
             "grid": (options.rows, options.columns),
             "key": repr((picture, order)),
+            "brief": "order?",
             "reward": "jigsaw_fraction",
         },
     )
@@ -205,6 +206,7 @@ def make_pair(
             "candidates": tuple(letters),
             "choices": tuple(name for name, _, _ in RELATIONS),
             "key": repr((picture, row, column, name)),
+            "brief": "where?",
             "reward": "match",
         },
     )

@@ -91,6 +91,7 @@ def make_pairwise(
             "answers": replies,
             "inner": replace(inner, images=()),
             "key": inner.data["key"],
+            "brief": f"{inner.data['brief']} {replies[0]} or {replies[1]}?",
             "reward": "match",
         },
     )

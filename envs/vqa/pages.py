@@ -111,6 +111,7 @@ def make_question(
             "candidates": tuple(range(1, count + 1)),
             "titles": titles,
             "key": repr((query, titles, bars)),
+            "brief": query,
             "reward": "rerank_rrk3",
         },
     )

@@ -97,6 +97,7 @@ def make_question(
             "positive": right,
             "negatives": tuple(text for text in candidates if text != right),
             "key": repr((right, candidates)),
+            "brief": "what?",
             "reward": "embedding_rank_gap",
         },
     )

@@ -85,6 +85,7 @@ class _Asked:
     asked: tuple[str, ...]
     candidates: tuple[str, ...]
     shape: str
+    brief: str
 
 
 def make_question(
@@ -107,6 +108,7 @@ def make_question(
             "candidates": asked.candidates,
             "prior": prior,
             "objects": items,
+            "brief": asked.brief,
             "key": repr((asked.kind, asked.asked, items)),
             "reward": "match",
         },
@@ -127,21 +129,25 @@ def _ask(rng: Random, options: ShapesVQAOptions, split: Split) -> _Asked:
     if kind == "count":
         text = f"How many {colour} {PLURALS[shape]} are in the picture?"
         numbers = tuple(str(number) for number in range(options.max_count + 1))
-        return _Asked(kind, text, (colour, shape), numbers, shape)
+        brief = f"How many {colour} {PLURALS[shape]}?"
+        return _Asked(kind, text, (colour, shape), numbers, shape, brief)
     if kind == "colour":
         shown = [c for c in COLOURS if (c, shape) in shown_pairs(split)]
         # As many in both splits, so that both have the same chance level.
         choices = tuple(sorted(rng.sample(shown, 4)))
-        return _Asked(kind, f"Which colour has the {shape}?", (shape,), choices, shape)
+        brief = f"What colour is the {shape}?"
+        return _Asked(kind, f"Which colour has the {shape}?", (shape,), choices, shape, brief)
     if kind == "position":
         text = f"In which corner of the picture is the {colour} {shape}?"
-        return _Asked(kind, text, (colour, shape), POSITIONS, shape)
+        brief = f"Where is the {colour} {shape}?"
+        return _Asked(kind, text, (colour, shape), POSITIONS, shape, brief)
     other = draw_pair(rng, shown_pairs(split), but=[(colour, shape)])
     text = (
         f"Are the {colour} {PLURALS[shape]} more or fewer than the {other[0]} {PLURALS[other[1]]}, "
         "or the same number?"
     )
-    return _Asked(kind, text, (colour, shape, *other), COMPARISONS, shape)
+    brief = f"More {colour} {PLURALS[shape]} or {other[0]} {PLURALS[other[1]]}?"
+    return _Asked(kind, text, (colour, shape, *other), COMPARISONS, shape, brief)
 
 
 def _fill(rng: Random, pairs: list[Pair], wanted: int, allowed: list[Pair]) -> list[Pair]:

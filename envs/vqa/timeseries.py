@@ -76,7 +76,7 @@ def _plot(values: npt.NDArray[np.float64], options: TimeSeriesOptions) -> Image:
 def make_question(
     options: TimeSeriesOptions, *, seed: int, split: Split, draw: bool = True
 ) -> Question:
-    """Which kind of signal is this? ``data``: candidates, periods, amplitude."""
+    """Which kind of signal is this? ``data``: candidates, periods, amplitude, facts."""
     rng = stream("timeseries_plot", options, seed=seed, split=split)
     kind = rng.choice(KINDS)
     grid = [
@@ -87,6 +87,7 @@ def make_question(
     ]
     periods, amplitude = rng.choice(grid)
     phase, noise_seed = rng.randrange(100) / 100, rng.randrange(2**32)
+    count = "no" if kind == "noise" else str(periods)
     images: tuple[Image, ...] = ()
     if draw:
         images = (_plot(_values(kind, periods, amplitude, phase, noise_seed, options), options),)
@@ -100,6 +101,9 @@ def make_question(
             "periods": periods,
             "amplitude": amplitude / 10,
             "key": repr((kind, periods, amplitude, phase, noise_seed)),
+            "brief": "kind?",
+            "thought": f"periods {count}",
+            "facts": [("periods", count, (*map(str, PERIODS), "no"))],
             "reward": "exact_label",
         },
     )

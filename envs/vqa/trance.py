@@ -118,6 +118,7 @@ def make_question(
             "num_objects": options.num_objects,
             "max_changes": options.max_changes,
             "key": repr((before, changes, turns)),
+            "brief": f"{turns} turns. what?",
             "reward": "transformation_partial",
         },
     )

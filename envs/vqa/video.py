@@ -168,6 +168,8 @@ def make_temporal_grounding(
             "seconds_per_frame": dt,
             "num_frames": options.num_frames,
             "key": repr((event, still, start, stop)),
+            "brief": f"When is the {pair[0]} {pair[1]}?",
+            "thought": " ".join(str(int(start <= i < stop)) for i in range(options.num_frames)),
             "reward": "tiou",
         },
     )

@@ -22,6 +22,7 @@ KNOBS = {
     "chart_qa": {"num_points": 6},
     "chart_to_code": {"num_points": 6},
     "crowd_boxes": {"num_objects": 20},
+    "digits": {"turn": 30},
     "few_shot_classification": {"ways": 4},
     "jigsaw_full": {"rows": 3},
     "jigsaw_pair": {"rows": 3},

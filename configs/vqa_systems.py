@@ -1,0 +1,233 @@
+"""Recipes of published systems that answer questions about pictures, by system number.
+
+Each is the smallest form of a system's mechanism: a Qwen2.5-VL of 0.6 M parameters with random
+weights learns the task of the system by imitation for a few hundred steps, then by GRPO with the
+system's reward. A minute or less on one core. `benchmarks.systems` tests them; any other model:
+``--policy.model FOLDER_OR_HUB_NAME --env.simulator.prompt full``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from embodied_rl.config import EnvConfig, EvalConfig, ImitationConfig, TrainConfig, component
+
+ROWS = 128
+"""Answers per update: eight to each of 16 questions."""
+
+
+def _recipe(
+    name: str,
+    *tasks: str,
+    knobs: Mapping[str, Any],
+    reward: str = "task",
+    tokens: int,
+    imitation_steps: int,
+    updates: int,
+    **options: Any,
+) -> TrainConfig:
+    return TrainConfig(
+        name=name,
+        env=EnvConfig(
+            simulator=component(
+                "envs", "vqa", tasks=tasks, knobs=knobs, reward=reward, prompt="brief", **options
+            ),
+            num_envs=ROWS,
+            group_size=8,
+        ),
+        policy=component("policies", "vlm", model="tiny/qwen2_5_vl_small", max_new_tokens=tokens),
+        algorithm=component(
+            "algorithms", "grpo", learning_rate=3e-4, num_epochs=1, num_minibatches=2
+        ),
+        advantage=component("advantages", "group_relative"),
+        imitation=ImitationConfig(
+            episodes_per_task=1000, num_steps=imitation_steps, batch_size=32, learning_rate=4e-3
+        ),
+        evaluation=EvalConfig(episodes=200, env_options={"split": "heldout"}),
+        total_env_steps=updates * ROWS,
+    )
+
+
+def jigsaw_r1() -> TrainConfig:
+    """System 10, Jigsaw-R1: order the pieces of a picture, paid by the share in place."""
+    return _recipe(
+        "vqa/jigsaw_r1",
+        "jigsaw_full",
+        knobs={"jigsaw_full": {"rows": 2, "columns": 1, "size": 28, "num_shapes": 2}},
+        tokens=8,
+        imitation_steps=150,
+        updates=60,
+    )
+
+
+def cls_rl() -> TrainConfig:
+    """System 24, No-Thinking-CLS-RL: the whole answer is the label, 16 pictures per class."""
+    return _recipe(
+        "vqa/cls_rl",
+        "digits",
+        knobs={"digits": {"shots": 16}},
+        reward="no_think_equal",
+        tokens=4,
+        imitation_steps=60,
+        updates=80,
+    )
+
+
+def mm_r5() -> TrainConfig:
+    """System 25, MM-R5: rank pages for a title, paid by 1 / rank^3 of those that bear it."""
+    return _recipe(
+        "vqa/mm_r5",
+        "page_rerank",
+        knobs={"page_rerank": {"num_pages": 3, "width": 84, "height": 48, "hard_share": 0.0}},
+        tokens=10,
+        imitation_steps=300,
+        updates=60,
+    )
+
+
+def timemaster() -> TrainConfig:
+    """System 37, TimeMaster: name a plotted signal; form, label and, if it is right, what is seen.
+
+    The judge of the paper is a rule: the stated number of periods.
+    """
+    return _recipe(
+        "vqa/timemaster",
+        "timeseries_plot",
+        knobs={"timeseries_plot": {"width": 56, "height": 28}},
+        reward="ts_composite",
+        answer_form="think",
+        tokens=32,
+        imitation_steps=300,
+        updates=60,
+    )
+
+
+def r1_reward() -> TrainConfig:
+    """System 48, R1-Reward: which of two replies about a picture is right?"""
+    question = {"kinds": ["colour", "position"], "size": 28, "grid": 2, "num_objects": 2}
+    return _recipe(
+        "vqa/r1_reward",
+        "pairwise_judge",
+        knobs={"pairwise_judge": {"question": question}},
+        tokens=4,
+        imitation_steps=200,
+        updates=100,
+    )
+
+
+def srpo() -> TrainConfig:
+    """System 56, SRPO: answer, say whether it is right, answer again; paid by the transition."""
+    return _recipe(
+        "vqa/srpo",
+        "shapes_vqa",
+        knobs={"shapes_vqa": {"kinds": ["position"], "size": 28, "grid": 2, "num_objects": 2}},
+        reward="reflection_transition",
+        answer_form="reflect",
+        tokens=32,
+        imitation_steps=200,
+        updates=60,
+    )
+
+
+def timelens() -> TrainConfig:
+    """System 60, TimeLens: when is an object visible, without thinking, paid by tIoU."""
+    return _recipe(
+        "vqa/timelens",
+        "temporal_grounding",
+        knobs={
+            "temporal_grounding": {
+                "num_frames": 6,
+                "size": 14,
+                "grid": 1,
+                "num_objects": 0,
+                "seconds_per_frame": 1,
+            }
+        },
+        tokens=10,
+        imitation_steps=150,
+        updates=60,
+    )
+
+
+def star_r1() -> TrainConfig:
+    """System 63, STAR-R1: what changed between two views, paid in parts, silence costs."""
+    return _recipe(
+        "vqa/star_r1",
+        "trance_like",
+        knobs={
+            "trance_like": {
+                "size": 28,
+                "grid": 2,
+                "num_objects": 2,
+                "max_changes": 1,
+                "turn": False,
+            }
+        },
+        tokens=24,
+        imitation_steps=300,
+        updates=60,
+    )
+
+
+def affordance_r1() -> TrainConfig:
+    """System 64, Affordance-R1: the point at which a hand takes hold of a tool."""
+    return _recipe(
+        "vqa/affordance_r1",
+        "affordance_points",
+        knobs={"affordance_points": {"size": 56, "clutter": 0, "min_scale": 0.5, "max_scale": 0.9}},
+        tokens=10,
+        imitation_steps=300,
+        updates=100,
+    )
+
+
+def mixed_r1() -> TrainConfig:
+    """System 67, Mixed-R1: four kinds of tasks in one batch, each with its own reward."""
+    shapes = {"size": 28, "grid": 2, "num_objects": 2}
+    return _recipe(
+        "vqa/mixed_r1",
+        "shapes_vqa",
+        "shapes_ground",
+        "digits",
+        "retrieval_embed",
+        knobs={
+            "shapes_vqa": {"kinds": ["position"], **shapes},
+            "shapes_ground": shapes,
+            "digits": {"shots": 0},
+            "retrieval_embed": {"size": 28, "num_candidates": 20},
+        },
+        tokens=24,
+        imitation_steps=400,
+        updates=60,
+    )
+
+
+def ume_r1() -> TrainConfig:
+    """System 70, UME-R1: a caption that is found among fifty, paid by its rank and its gap."""
+    return _recipe(
+        "vqa/ume_r1",
+        "retrieval_embed",
+        knobs={"retrieval_embed": {"size": 28}},
+        tokens=26,
+        imitation_steps=300,
+        updates=60,
+    )
+
+
+def recipes() -> dict[str, Callable[[], TrainConfig]]:
+    """Recipes of this file by name."""
+    functions = (
+        jigsaw_r1,
+        cls_rl,
+        mm_r5,
+        timemaster,
+        r1_reward,
+        srpo,
+        timelens,
+        star_r1,
+        affordance_r1,
+        mixed_r1,
+        ume_r1,
+    )
+    return {f"vqa/{function.__name__}": function for function in functions}

@@ -1,0 +1,117 @@
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+
+from benchmarks.systems import as_digit, as_values, interval, judge, verdict_of
+from benchmarks.systems_catalogue import METRICS, SYSTEMS, Rule
+from embodied_rl.config import overlay
+from embodied_rl.configs import builtin_recipes
+from embodied_rl.types import Question
+
+
+class Tables:
+    """Figures whose tables are given."""
+
+    def __init__(self, **tables):
+        self.tables = tables
+
+    def table(self, place):
+        found = self.tables.get(place)
+        return None if found is None else np.array(found, float)
+
+
+def test_values_survive_being_written_as_digits():
+    values = [0.0, 1.0, 0.5, 1 / 3]
+    digits = "".join(map(as_digit, [*values, math.nan]))
+    assert digits[:2] == "0z" and digits[-1] == "-" and len(digits) == 5
+    assert np.allclose(as_values(digits), values, atol=1 / 70)
+
+
+def test_the_interval_covers_the_truth_where_questions_vary():
+    hits, rng = 0, np.random.default_rng(1)
+    for _ in range(60):
+        table = rng.random((5, 100)) < 0.3
+        _, low, high = interval(table.astype(float), resamples=300)
+        hits += low <= 0.3 <= high
+    assert hits >= 54  # 95 % of 60 less three standard deviations; seeds are equal here
+
+
+def test_the_interval_is_as_wide_as_the_seeds_are_apart():
+    table = np.repeat([[0.2], [0.5], [0.8]], 1000, axis=1)
+    mean, low, high = interval(table)
+    assert mean == pytest.approx(0.5) and low < 0.3 and high > 0.7
+    same = np.tile(np.arange(1000) % 2, (3, 1)).astype(float)
+    _, low, high = interval(same)
+    assert 0.02 < high - 0.5 < 0.05  # 1.96 * 0.5 / sqrt(1000) = 0.031
+
+
+def test_rules_pass_fail_or_leave_it_open():
+    sure, half = [[1.0] * 50] * 3, [[0.0, 1.0] * 25] * 3
+    figures: Any = Tables(**{"a:m": sure, "b:m": half})
+    assert judge(Rule(says="", of="a:m", above=0.9), figures)[0] == "pass"
+    assert judge(Rule(says="", of="b:m", above=0.9), figures)[0] == "fail"
+    assert judge(Rule(says="", of="b:m", above=0.5), figures)[0] == "null"
+    assert judge(Rule(says="", of="a:m", minus="b:m"), figures)[0] == "pass"
+    assert judge(Rule(says="", of="b:m", minus="a:m"), figures)[0] == "fail"
+    assert judge(Rule(says="", of="a:m", minus="b:m", times=2), figures)[0] == "null"
+    assert judge(Rule(says="", of="a:m", minus="c:m"), figures)[0] == "not run"
+    assert judge(Rule(says="x", of="b:m", report=True), figures) == (
+        "reported",
+        judge(Rule(says="x", of="b:m"), figures)[1].partition(" (above")[0],
+    )
+
+
+def test_the_worst_rule_decides_and_what_is_only_reported_does_not():
+    assert verdict_of(["pass", "reported", "pass"]) == "pass"
+    assert verdict_of(["pass", "null"]) == "null"
+    assert verdict_of(["null", "fail", "not run"]) == "fail"
+    assert verdict_of(["pass", "not run"]) == "not run"
+
+
+@pytest.mark.parametrize("system", SYSTEMS, ids=lambda system: system.recipe)
+def test_every_system_is_made_of_what_there_is(system):
+    recipes = builtin_recipes()
+    recipe = recipes[system.recipe]
+    assert f"System {system.number}, " in (recipe.__doc__ or "")
+    assert set(system.metrics) <= set(METRICS)
+    for variant in system.variants:
+        for stage in variant.stages:
+            config = overlay(recipe(), stage)
+            assert config.evaluation.env_options["split"] == "heldout"
+        assert overlay(recipe(), variant.stages[0]).total_env_steps == 0
+    places = {
+        f"{variant.name}:{metric}@{view}".removesuffix("@")
+        for variant in system.variants
+        for metric in (*system.metrics, "tokens")
+        for view in ("", *variant.views)
+    }
+    for rule in system.rules:
+        assert rule.of in places and (not rule.minus or rule.minus in places)
+
+
+def test_attempts_and_pages_are_told_apart():
+    question = Question(
+        task="shapes_vqa", prompt="?", answer="red", data={"positives": [2], "reward": "match"}
+    )
+    better = "<answer>blue</answer> no <answer>red</answer>"
+    worse = "<answer>red</answer> no <answer>blue</answer>"
+    names = ("right", "first", "to_right", "to_wrong")
+    assert [METRICS[name](question, better, "reflect") for name in names] == [1, 0, 1, 0]
+    assert [METRICS[name](question, worse, "reflect") for name in names] == [0, 1, 0, 1]
+    assert METRICS["recall@1"](question, "2, 1", "plain") == 1.0
+    assert METRICS["recall@1"](question, "1, 2", "plain") == 0.0
+    assert METRICS["recall@1"](question, "", "plain") == 0.0
+    captions = ("a red ring top left", "a blue ring top left")
+    asked = Question(
+        task="retrieval_embed",
+        prompt="?",
+        answer=captions[0],
+        data={"candidates": captions, "positive": captions[0]},
+    )
+    assert METRICS["found"](asked, "a red ring", "plain") == 1.0
+    assert METRICS["found"](asked, "a blue ring", "plain") == 0.0
+    assert METRICS["found"](asked, "", "plain") == 0.0
+    assert math.isnan(METRICS["shapes_vqa"](asked, "red", "plain"))
+    assert METRICS["shapes_vqa"](question, "red", "plain") == 1.0
