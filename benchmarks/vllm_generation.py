@@ -1,6 +1,7 @@
 """Generation by vLLM against the policy's own model: equality, weight updates, speed, memory.
 
-    .venv-vllm/bin/python -m benchmarks.vllm_generation --model tiny/qwen2_5_vl
+    .venv-vllm/bin/python -m benchmarks.vllm_generation                  # tiny/qwen2_5_vl
+    .venv-vllm/bin/python -m benchmarks.vllm_generation --model smol     # 106 M weights
 
 Four measurements in one process, on pictures with questions of ``shapes_vqa``:
 
@@ -14,10 +15,13 @@ from __future__ import annotations
 
 import argparse
 import gc
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
@@ -26,11 +30,22 @@ from embodied_rl.build import policy_spec
 from embodied_rl.config import EnvConfig, component
 from embodied_rl.envs import make_env
 from embodied_rl.policies import make_policy
-from embodied_rl.policies.vlm.backends import Generation
+from embodied_rl.policies.vlm import presets, text
+from embodied_rl.policies.vlm.backends import Generation, Sampling
 from embodied_rl.types import TensorDict
 
 Pair = dict[str, Any]
 """The same policy with each backend, by the backend's name."""
+
+
+SMOL = {
+    "hidden_size": 576,
+    "intermediate_size": 1536,
+    "num_hidden_layers": 30,
+    "num_attention_heads": 9,
+    "num_key_value_heads": 3,
+}
+"""The decoder of SmolVLM-256M, here with random weights and few words."""
 
 
 @dataclass(frozen=True)
@@ -64,8 +79,6 @@ def policies(model: str, tokens: int) -> Pair:
 
 def greedy_tokens(policy: Any, obs: TensorDict) -> list[str]:
     """The greedy answer of every row."""
-    from embodied_rl.policies.vlm import text
-
     output = policy.sample(obs, deterministic=True, generator=None)
     return text.from_bytes(output.actions)
 
@@ -99,17 +112,30 @@ def sampled_tokens(policy: Any, obs: TensorDict, *, seed: int) -> int:
     return int(output.replay["num_tokens"].sum())
 
 
+def unscored_tokens(policy: Any, obs: TensorDict, *, seed: int) -> int:
+    """The same, of the engine by itself."""
+    sampling = Sampling(
+        max_new_tokens=policy.max_new_tokens, end_tokens=(policy.tokenizer.eos_token_id,)
+    )
+    seeds = 1000 * seed + torch.arange(len(obs["chat"]))
+    return int(policy.engine.engine.generate(obs, sampling, seeds=seeds).lengths.sum())
+
+
 def speeds(pair: Pair, *, batch: int, rounds: int) -> dict[str, Speed]:
-    """Both backends in turns on ``batch`` answers, eight to a question."""
+    """All in turns on ``batch`` answers, eight to a question.
+
+    ``vllm`` also scores its answers with the policy's model, as runs do; ``vllm alone`` does not.
+    """
     _, obs = questions(batch, group=8)
-    results: dict[str, list[tuple[float, float]]] = {name: [] for name in pair}
+    work: dict[str, Callable[[int], int]] = {
+        "transformers": lambda seed: sampled_tokens(pair["transformers"], obs, seed=seed),
+        "vllm": lambda seed: sampled_tokens(pair["vllm"], obs, seed=seed),
+        "vllm alone": lambda seed: unscored_tokens(pair["vllm"], obs, seed=seed),
+    }
+    results: dict[str, list[tuple[float, float]]] = {name: [] for name in work}
     for seed in range(rounds + 1):
-        for name, policy in pair.items():
-
-            def work(policy: Any = policy, seed: int = seed) -> int:
-                return sampled_tokens(policy, obs, seed=seed)
-
-            result = timed(work)
+        for name, function in work.items():
+            result = timed(partial(function, seed))
             if seed:  # the first round warms up
                 results[name].append(result)
     medians = {name: np.median(values, axis=0) for name, values in results.items()}
@@ -145,7 +171,12 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--iterations", type=int, default=50)
     options = parser.parse_args()
-    pair = policies(options.model, options.tokens)
+    with tempfile.TemporaryDirectory() as folder:
+        if options.model == "smol":
+            torch.manual_seed(0)
+            with mock.patch.dict(presets.TEXT, SMOL):
+                presets.save("tiny/smolvlm", folder)
+        pair = policies(folder if options.model == "smol" else options.model, options.tokens)
     _, obs = questions(options.questions)
     same, before = equal_answers(pair, obs)
     print(f"greedy answers equal: {same}/{options.questions}")
@@ -159,8 +190,8 @@ def main() -> None:
         found = speeds(pair, batch=batch, rounds=options.rounds)
         for name, speed in found.items():
             print(f"batch {batch}, {name}: {speed.wall:.0f} tok/s, {speed.cpu:.0f} per CPU second")
-        ratio = found["vllm"].wall / found["transformers"].wall
-        print(f"batch {batch}: vllm / transformers {ratio:.2f}")
+        ratios = [found[name].cpu / found["transformers"].cpu for name in ("vllm", "vllm alone")]
+        print(f"batch {batch}: vllm / transformers {ratios[0]:.2f}, alone {ratios[1]:.2f}")
     if options.iterations:
         resident = memory(pair, iterations=options.iterations, batch=16)
         print("MiB after every tenth iteration:", ", ".join(f"{value:.0f}" for value in resident))

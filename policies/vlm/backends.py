@@ -36,7 +36,8 @@ class Generation:
         backend: ``transformers``, the policy's own model, or ``vllm``.
         parity_tolerance: largest mean difference of the log-probabilities of an engine and of the
             policy, in nats per token, with which a run may start.
-        context: longest prompt and answer together, in tokens, that an engine has room for.
+        context: longest prompt and answer together, in tokens, that an engine has room for; at most
+            the positions of the model.
         gpu_memory: share of a GPU's memory that an engine takes; on a CPU its keys and values take
             1 GiB, or the GiB in the environment variable VLLM_CPU_KVCACHE_SPACE.
     """

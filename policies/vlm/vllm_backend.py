@@ -118,9 +118,11 @@ class VLLMEngine:
         self.device = next(model.parameters()).device
         architecture = DECODERS.get(model.config.get_text_config().model_type)
         self.decoder_alone = architecture is not None
+        positions = model.config.get_text_config().max_position_embeddings
+        self.context = min(generation.context, positions)
         with tempfile.TemporaryDirectory() as folder, _undisturbed():
             if architecture is not None:
-                _save_decoder(model, reader.processor.tokenizer, architecture, Path(folder))
+                save_decoder(model, reader.processor.tokenizer, architecture, Path(folder))
             else:
                 _share_processor(type(model).__name__, reader.processor)
                 _save_whole(model, reader.processor, Path(folder))
@@ -129,7 +131,7 @@ class VLLMEngine:
                 dtype=dtype,
                 logprobs_mode=logprobs_mode,
                 enable_prompt_embeds=self.decoder_alone,
-                max_model_len=generation.context,
+                max_model_len=self.context,
                 gpu_memory_utilization=generation.gpu_memory,
                 enforce_eager=self.device.type == "cpu",
             )
@@ -137,6 +139,7 @@ class VLLMEngine:
     def generate(self, obs: TensorDict, sampling: Sampling, *, seeds: Tensor) -> Answers:
         """See ``backends.Engine``."""
         prompts = self.reader(obs)
+        require_room(prompts, sampling.max_new_tokens, context=self.context)
         asked = self._embedded(prompts) if self.decoder_alone else self._with_images(obs)
         outputs = self.llm.generate(
             [asked[row] for row in prompts.rows.tolist()],
@@ -150,7 +153,7 @@ class VLLMEngine:
     def update(self, weights: Iterable[tuple[str, Tensor]]) -> None:
         """See ``backends.Engine``; keys, values and image features of the old ones are dropped."""
         if self.decoder_alone:
-            weights = _of_decoder(self.model, weights)
+            weights = of_decoder(self.model, weights)
         with _undisturbed():
             self.llm.collective_rpc(
                 lambda worker: worker.model_runner.reload_weights(weights_iterator=iter(weights))
@@ -225,6 +228,21 @@ def _answers(completions: list[Any], device: torch.device) -> Answers:
     )
 
 
+def require_room(prompts: Prompts, max_new_tokens: int, *, context: int) -> None:
+    """Refuse answers that vLLM would cut.
+
+    Raises:
+        ValueError: names the context that is needed.
+    """
+    longest = int(prompts.mask.sum(1).max())
+    if longest + max_new_tokens > context:
+        raise ValueError(
+            f"a prompt of {longest} tokens and policy.max_new_tokens={max_new_tokens} need room "
+            f"for {longest + max_new_tokens} tokens, and vLLM has room for {context}: raise "
+            "policy.generation.context, or shorten either (it cannot exceed the model's positions)"
+        )
+
+
 def _require_same_prompts(prompts: Prompts, found: list[list[int]]) -> None:
     own = [
         row[real].tolist()
@@ -246,7 +264,7 @@ def _save_whole(model: Any, processor: Any, folder: Path) -> None:
     save_processor(processor, folder)
 
 
-def _save_decoder(model: Any, tokenizer: Any, architecture: str, folder: Path) -> None:
+def save_decoder(model: Any, tokenizer: Any, architecture: str, folder: Path) -> None:
     """The decoder as a model of text, without weights."""
     config = copy.deepcopy(model.config.get_text_config())
     embeddings, head = model.get_input_embeddings().weight, model.get_output_embeddings().weight
@@ -255,7 +273,7 @@ def _save_decoder(model: Any, tokenizer: Any, architecture: str, folder: Path) -
     tokenizer.save_pretrained(folder)
 
 
-def _of_decoder(model: Any, weights: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
+def of_decoder(model: Any, weights: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
     """The weights of decoder and output layer, as a model of text names them."""
     decoder = model.get_decoder()
     prefix = next(name for name, module in model.named_modules() if module is decoder) + "."

@@ -13,6 +13,7 @@ from embodied_rl import rollout as rollouts
 from embodied_rl.advantages.group_relative import group_relative
 from embodied_rl.algorithms.grpo import GRPO
 from embodied_rl.policies.vlm import text
+from embodied_rl.policies.vlm.adapters import merged_weights
 from embodied_rl.policies.vlm.backends import FollowingEngine
 from embodied_rl.policies.vlm.generation import Answers
 
@@ -215,6 +216,46 @@ def test_vllm_is_named_with_its_make_target_where_it_is_missing(monkeypatch):
     )
     with pytest.raises(ValueError, match=r"not installed here: run `make vllm-env`"):
         make(generation=Generation(backend="vllm"))
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"), [("smolvlm", {}), ("internvl", {"lora_rank": 2}), ("smolvlm", {"bare": 1})]
+)
+def test_a_decoder_by_itself_is_that_of_the_policy(kind, options, tmp_path):
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    from embodied_rl.policies.vlm import model as models
+    from embodied_rl.policies.vlm.vllm_backend import DECODERS, of_decoder, save_decoder
+
+    policy = make(kind, **{name: value for name, value in options.items() if name != "bare"})
+    if "bare" in options:  # an output layer of its own
+        head = torch.nn.Parameter(policy.model.get_output_embeddings().weight.detach().clone())
+        policy.model.get_output_embeddings().weight = head
+    disturb(policy)
+    architecture = DECODERS[policy.model.config.get_text_config().model_type]
+    save_decoder(policy.model, policy.tokenizer, architecture, tmp_path)
+    config = AutoConfig.from_pretrained(tmp_path)
+    alone = AutoModelForCausalLM.from_config(config)
+    assert config.architectures == [type(alone).__name__] == [architecture]
+    alone.load_state_dict(dict(of_decoder(policy.model, merged_weights(policy.model))))
+    obs = {name: value[:1] for name, value in mixed().items()}  # with an image
+    output = policy.sample(obs, generator=generator())
+    tokens = output.replay["tokens"]
+    prompt = models.decoder_inputs(policy.model, policy.reader(obs)).embeddings
+    answer = alone.get_input_embeddings()(tokens[:, :-1])
+    logits = alone(inputs_embeds=torch.cat([prompt, answer], 1)).logits[:, prompt.shape[1] - 1 :]
+    found = logits.log_softmax(2).gather(2, tokens.unsqueeze(2)).squeeze(2)
+    torch.testing.assert_close(found, output.log_probs, atol=2e-5, rtol=1e-5)
+
+
+def test_answers_that_would_be_cut_are_refused():
+    from embodied_rl.policies.vlm.vllm_backend import require_room
+
+    prompts = make().reader(mixed())
+    longest = int(prompts.mask.sum(1).max())
+    require_room(prompts, 9, context=longest + 9)
+    with pytest.raises(ValueError, match=rf"need room for {longest + 9} tokens, .* for 40: raise"):
+        require_room(prompts, 9, context=40)
 
 
 class Questions:
