@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from embodied_rl.losses.entropy import entropy_bonus
 from embodied_rl.losses.kl import kl_in_reward, kl_penalty
+from embodied_rl.losses.mismatch import mismatch_weights
 from embodied_rl.losses.policy import MAX_LOG_RATIO, clipped_surrogate
 from embodied_rl.losses.reduce import (
     Reduce,
@@ -78,6 +79,8 @@ class PolicyGradientConfig:
         bc_coef: weight of the imitation loss on the demonstrations (anchor), 0: off.
         w2_coef: weight of the squared distance between the ode actions of the new and the reference
             policy from the same noise (ReinFlow), 0: off; flow policies only.
+        mismatch_clip: where an engine generates (``policy.generation.backend``), weigh every token
+            by pi_old / pi_backend, at most this much; 0: off.
         target_kl: stop the epochs once the mean squared joint log-ratio / 2 exceeds it, 0: off.
         max_grad_norm: global gradient clipping.
         lr_schedule: ``constant`` or ``linear`` decay to zero over the run.
@@ -105,6 +108,7 @@ class PolicyGradientConfig:
     kl_in: Literal["loss", "reward"] = "loss"
     bc_coef: float = 0.0
     w2_coef: float = 0.0
+    mismatch_clip: float = 0.0
     target_kl: float = 0.0
     max_grad_norm: float = 0.5
     lr_schedule: Literal["constant", "linear"] = "constant"
@@ -333,6 +337,7 @@ class PolicyGradient:
         clip = 1.0 if output.clip_scale is None else output.clip_scale
         if output.unit_weight is not None:
             advantages = advantages.unsqueeze(-1) * output.unit_weight
+        advantages, mismatch = self._corrected(batch, advantages)
         loss, stats = clipped_surrogate(
             output.log_probs,
             old_log_probs=batch.log_probs,
@@ -345,7 +350,7 @@ class PolicyGradient:
             max_log_ratio=config.max_log_ratio,
             reduce=reduce,
         )
-        stats = dict(stats) | joint_ratio_stats(output, batch)
+        stats = dict(stats) | joint_ratio_stats(output, batch) | mismatch
         stats["policy_loss"] = loss.detach()
         if config.entropy_coef:
             bonus, entropy_stats = entropy_bonus(
@@ -365,6 +370,23 @@ class PolicyGradient:
             stats |= kl_stats
         loss = loss + self.extra_loss(batch, output, stats)
         return loss, stats
+
+    def _corrected(self, batch: Batch, advantages: Tensor) -> tuple[Tensor, Stats]:
+        """Advantages [B] or [B, U] weighed for what an engine sampled, and how far it was off."""
+        sampled, clip = batch.replay.get("backend_log_probs"), self.config.mismatch_clip
+        if sampled is None:
+            if clip:
+                raise ValueError(
+                    "algorithm.mismatch_clip corrects for an engine and this policy samples with "
+                    "the weights that are trained: set policy.generation.backend, or it to 0"
+                )
+            return advantages, {}
+        weights, stats = mismatch_weights(batch.log_probs, sampled, clip=clip, mask=batch.unit_mask)
+        if clip:
+            advantages = weights * (
+                advantages.unsqueeze(-1) if advantages.ndim == 1 else advantages
+            )
+        return advantages, stats
 
     def _anchor_step(self, batch: Batch, generator: torch.Generator | None) -> Stats:
         """Gradients of the anchors, added to those of the policy loss."""

@@ -93,7 +93,12 @@ class PromptReader:
             self._size -= _bytes(self._cache.popitem(last=False)[1])
         return prompt
 
-    def _read(self, arrays: dict[str, np.ndarray], row: int) -> TensorDict:
+    def render(self, arrays: dict[str, np.ndarray], row: int) -> tuple[str, list[Image.Image]]:
+        """(text of one conversation in the format of the model, its images).
+
+        Raises:
+            ValueError: see ``__call__``.
+        """
         messages = read_chat(arrays["chat"][row])
         images = read_images(arrays, row)
         wanted = sum(part.get("type") == "image" for part in _parts(messages))
@@ -112,6 +117,10 @@ class PromptReader:
                 add_generation_prompt=True,
                 tokenize=False,
             )
+        return text, images
+
+    def _read(self, arrays: dict[str, np.ndarray], row: int) -> TensorDict:
+        text, images = self.render(arrays, row)
         output = self.processor(
             text=[text], images=[images] if images else None, return_tensors="pt"
         )
