@@ -1,7 +1,7 @@
 """Group-relative policy optimisation (Shao et al. 2024): the clipped surrogate without a critic.
 
 The advantage comes from ``advantages.group_relative`` (or ``rloo``); the KL penalty to the start
-weights is in the loss. Named variants are options of the update and of the advantage (whole commands
+weights is in the loss. Named variants are options of the update and the advantage (whole commands
 in docs/algorithms.md):
 
     GRPO              loss_mean="chunk"                                       Shao et al. 2024

@@ -108,7 +108,7 @@ def test_a_group_baseline_makes_reinforce_pp_group_based():
     words = ["--advantage.name", "reinforce_pp", "--num-steps", "0", "--env.group-size"]
     grouped = ["--advantage.baseline", "group"]
     assert overlay(recipe(), [*words, "8", *grouped]).env.group_size == 8
-    with pytest.raises(ConfigError, match="set env.group_size to 8"):
+    with pytest.raises(ConfigError, match=r"set env\.group_size to 8"):
         overlay(recipe(), [*words, "1", *grouped])
     with pytest.raises(ConfigError, match="unused with advantage 'reinforce_pp'"):
         overlay(recipe(), [*words, "8"])
