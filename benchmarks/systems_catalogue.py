@@ -198,7 +198,7 @@ _BEFORE_AND_AFTER = (
     Variant(name="sft", stages=(SFT,)),
     Variant(name="rl", stages=(SFT, RL), views={"blank": BLANK}),
 )
-MORE: Stage = ("--imitation.num-steps", "300")
+MORE: Stage = ("--imitation.num-steps", "160")
 _TURNED = {"turned": {"knobs": {"digits": {"turn": 15}}}}
 _THINK: Stage = (
     "--env.simulator.answer-form",
@@ -219,7 +219,7 @@ _NOISY = _knobs("temporal_grounding", **_FILM, label_noise=0.3)
 _SEEN = {"seen": {"split": "train"}}
 
 
-MIXED_UPDATES = 60
+MIXED_UPDATES = 40
 
 
 def _alone(task: str, *, updates: int) -> Stage:

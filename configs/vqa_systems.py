@@ -14,7 +14,10 @@ from typing import Any
 from embodied_rl.config import EnvConfig, EvalConfig, ImitationConfig, TrainConfig, component
 
 ROWS = 128
-"""Answers per update: eight to each of 16 questions."""
+"""Answers per update: sixteen to each of eight questions."""
+
+SHAPES = {"size": 28, "grid": 2, "num_objects": 2}
+"""Two objects, each in a corner of its own that is one token."""
 
 
 def _recipe(
@@ -34,15 +37,15 @@ def _recipe(
                 "envs", "vqa", tasks=tasks, knobs=knobs, reward=reward, prompt="brief", **options
             ),
             num_envs=ROWS,
-            group_size=8,
+            group_size=16,
         ),
         policy=component("policies", "vlm", model="tiny/qwen2_5_vl_small", max_new_tokens=tokens),
         algorithm=component(
-            "algorithms", "grpo", learning_rate=3e-4, num_epochs=1, num_minibatches=2
+            "algorithms", "grpo", learning_rate=1e-3, num_epochs=1, num_minibatches=2
         ),
         advantage=component("advantages", "group_relative"),
         imitation=ImitationConfig(
-            episodes_per_task=1000, num_steps=imitation_steps, batch_size=32, learning_rate=4e-3
+            episodes_per_task=800, num_steps=imitation_steps, batch_size=32, learning_rate=4e-3
         ),
         evaluation=EvalConfig(episodes=200, env_options={"split": "heldout"}),
         total_env_steps=updates * ROWS,
@@ -56,8 +59,8 @@ def jigsaw_r1() -> TrainConfig:
         "jigsaw_full",
         knobs={"jigsaw_full": {"rows": 2, "columns": 1, "size": 28, "num_shapes": 2}},
         tokens=8,
-        imitation_steps=150,
-        updates=60,
+        imitation_steps=100,
+        updates=40,
     )
 
 
@@ -69,8 +72,8 @@ def cls_rl() -> TrainConfig:
         knobs={"digits": {"shots": 16}},
         reward="no_think_equal",
         tokens=4,
-        imitation_steps=60,
-        updates=80,
+        imitation_steps=100,
+        updates=40,
     )
 
 
@@ -81,8 +84,8 @@ def mm_r5() -> TrainConfig:
         "page_rerank",
         knobs={"page_rerank": {"num_pages": 3, "width": 84, "height": 48, "hard_share": 0.0}},
         tokens=10,
-        imitation_steps=300,
-        updates=60,
+        imitation_steps=150,
+        updates=40,
     )
 
 
@@ -98,21 +101,27 @@ def timemaster() -> TrainConfig:
         reward="ts_composite",
         answer_form="think",
         tokens=32,
-        imitation_steps=300,
-        updates=60,
+        imitation_steps=150,
+        updates=40,
     )
 
 
 def r1_reward() -> TrainConfig:
     """System 48, R1-Reward: which of two replies about a picture is right?"""
-    question = {"kinds": ["colour", "position"], "size": 28, "grid": 2, "num_objects": 2}
+    question = {
+        "kinds": ["colour", "position"],
+        "size": 28,
+        "grid": 2,
+        "max_count": 2,
+        "num_objects": 2,
+    }
     return _recipe(
         "vqa/r1_reward",
         "pairwise_judge",
         knobs={"pairwise_judge": {"question": question}},
         tokens=4,
-        imitation_steps=200,
-        updates=100,
+        imitation_steps=150,
+        updates=40,
     )
 
 
@@ -121,12 +130,20 @@ def srpo() -> TrainConfig:
     return _recipe(
         "vqa/srpo",
         "shapes_vqa",
-        knobs={"shapes_vqa": {"kinds": ["position"], "size": 28, "grid": 2, "num_objects": 2}},
+        knobs={
+            "shapes_vqa": {
+                "kinds": ["position"],
+                "size": 28,
+                "grid": 2,
+                "max_count": 2,
+                "num_objects": 2,
+            }
+        },
         reward="reflection_transition",
         answer_form="reflect",
         tokens=32,
-        imitation_steps=200,
-        updates=60,
+        imitation_steps=120,
+        updates=40,
     )
 
 
@@ -145,8 +162,8 @@ def timelens() -> TrainConfig:
             }
         },
         tokens=10,
-        imitation_steps=150,
-        updates=60,
+        imitation_steps=60,
+        updates=40,
     )
 
 
@@ -165,8 +182,8 @@ def star_r1() -> TrainConfig:
             }
         },
         tokens=24,
-        imitation_steps=300,
-        updates=60,
+        imitation_steps=150,
+        updates=40,
     )
 
 
@@ -177,14 +194,13 @@ def affordance_r1() -> TrainConfig:
         "affordance_points",
         knobs={"affordance_points": {"size": 56, "clutter": 0, "min_scale": 0.5, "max_scale": 0.9}},
         tokens=10,
-        imitation_steps=300,
-        updates=100,
+        imitation_steps=120,
+        updates=40,
     )
 
 
 def mixed_r1() -> TrainConfig:
     """System 67, Mixed-R1: four kinds of tasks in one batch, each with its own reward."""
-    shapes = {"size": 28, "grid": 2, "num_objects": 2}
     return _recipe(
         "vqa/mixed_r1",
         "shapes_vqa",
@@ -192,14 +208,14 @@ def mixed_r1() -> TrainConfig:
         "digits",
         "retrieval_embed",
         knobs={
-            "shapes_vqa": {"kinds": ["position"], **shapes},
-            "shapes_ground": shapes,
+            "shapes_vqa": {"kinds": ["position"], "max_count": 2, **SHAPES},
+            "shapes_ground": SHAPES,
             "digits": {"shots": 0},
             "retrieval_embed": {"size": 28, "num_candidates": 20},
         },
         tokens=24,
-        imitation_steps=400,
-        updates=60,
+        imitation_steps=300,
+        updates=40,
     )
 
 
@@ -210,8 +226,8 @@ def ume_r1() -> TrainConfig:
         "retrieval_embed",
         knobs={"retrieval_embed": {"size": 28}},
         tokens=26,
-        imitation_steps=300,
-        updates=60,
+        imitation_steps=150,
+        updates=40,
     )
 
 

@@ -4,10 +4,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks.systems import as_digit, as_values, interval, judge, verdict_of
+from benchmarks.systems import Case, as_digit, as_values, interval, judge, verdict_of
 from benchmarks.systems_catalogue import METRICS, SYSTEMS, Rule
 from embodied_rl.config import overlay
 from embodied_rl.configs import builtin_recipes
+from embodied_rl.envs import make_env
 from embodied_rl.types import Question
 
 
@@ -81,6 +82,11 @@ def test_every_system_is_made_of_what_there_is(system):
             config = overlay(recipe(), stage)
             assert config.evaluation.env_options["split"] == "heldout"
         assert overlay(recipe(), variant.stages[0]).total_env_steps == 0
+        case = Case(system, variant, 0)
+        for options in case.views.values():
+            asked = {key: value for key, value in options.items() if key != "blank"}
+            simulator = case.configs[-1].env.simulator.replace(**asked)
+            make_env("vqa", num_envs=1, seed=0, **simulator.options).reset()
     places = {
         f"{variant.name}:{metric}@{view}".removesuffix("@")
         for variant in system.variants
