@@ -9,12 +9,13 @@ system's reward. A minute or less on one core. `benchmarks.systems` tests them; 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from embodied_rl.config import EnvConfig, EvalConfig, ImitationConfig, TrainConfig, component
 
 ROWS = 128
-"""Answers per update: sixteen to each of eight questions."""
+"""Answers per update: eight to each of 16 questions."""
 
 SHAPES = {"size": 28, "grid": 2, "num_objects": 2}
 """Two objects, each in a corner of its own that is one token."""
@@ -37,19 +38,25 @@ def _recipe(
                 "envs", "vqa", tasks=tasks, knobs=knobs, reward=reward, prompt="brief", **options
             ),
             num_envs=ROWS,
-            group_size=16,
+            group_size=8,
         ),
         policy=component("policies", "vlm", model="tiny/qwen2_5_vl_small", max_new_tokens=tokens),
         algorithm=component(
-            "algorithms", "grpo", learning_rate=1e-3, num_epochs=1, num_minibatches=2
+            "algorithms", "grpo", learning_rate=5e-4, num_epochs=1, num_minibatches=2
         ),
         advantage=component("advantages", "group_relative"),
         imitation=ImitationConfig(
-            episodes_per_task=800, num_steps=imitation_steps, batch_size=32, learning_rate=4e-3
+            episodes_per_task=400, num_steps=imitation_steps, batch_size=32, learning_rate=4e-3
         ),
         evaluation=EvalConfig(episodes=200, env_options={"split": "heldout"}),
         total_env_steps=updates * ROWS,
     )
+
+
+def with_full_prompt(config: TrainConfig) -> TrainConfig:
+    """For tasks that have no brief one."""
+    simulator = config.env.simulator.replace(prompt="full")
+    return replace(config, env=replace(config.env, simulator=simulator))
 
 
 def jigsaw_r1() -> TrainConfig:
@@ -59,9 +66,22 @@ def jigsaw_r1() -> TrainConfig:
         "jigsaw_full",
         knobs={"jigsaw_full": {"rows": 2, "columns": 1, "size": 28, "num_shapes": 2}},
         tokens=8,
-        imitation_steps=100,
-        updates=40,
+        imitation_steps=80,
+        updates=25,
     )
+
+
+def cad_rl() -> TrainConfig:
+    """System 22, CAD-RL: the CadQuery program of a drawn solid, paid by the solid it builds."""
+    config = _recipe(
+        "vqa/cad_rl",
+        "cad_code",
+        knobs={"cad_code": {"kinds": ["tube", "shaft"], "size": 56}},
+        tokens=128,
+        imitation_steps=600,
+        updates=25,
+    )
+    return with_full_prompt(config)
 
 
 def cls_rl() -> TrainConfig:
@@ -72,8 +92,8 @@ def cls_rl() -> TrainConfig:
         knobs={"digits": {"shots": 16}},
         reward="no_think_equal",
         tokens=4,
-        imitation_steps=100,
-        updates=40,
+        imitation_steps=60,
+        updates=25,
     )
 
 
@@ -84,8 +104,8 @@ def mm_r5() -> TrainConfig:
         "page_rerank",
         knobs={"page_rerank": {"num_pages": 3, "width": 84, "height": 48, "hard_share": 0.0}},
         tokens=10,
-        imitation_steps=150,
-        updates=40,
+        imitation_steps=120,
+        updates=25,
     )
 
 
@@ -102,8 +122,25 @@ def timemaster() -> TrainConfig:
         answer_form="think",
         tokens=32,
         imitation_steps=150,
-        updates=40,
+        updates=25,
     )
+
+
+def msrl() -> TrainConfig:
+    """System 32, MSRL: the program of a chart, paid by its text.
+
+    The second stage starts from these weights: ``--env.simulator.reward chart_visual``.
+    """
+    chart = {"kinds": ["bar"], "num_points": 2, "width": 96, "height": 96}
+    config = _recipe(
+        "vqa/msrl",
+        "chart_to_code",
+        knobs={"chart_to_code": chart},
+        tokens=480,
+        imitation_steps=600,
+        updates=20,
+    )
+    return with_full_prompt(config)
 
 
 def r1_reward() -> TrainConfig:
@@ -120,8 +157,8 @@ def r1_reward() -> TrainConfig:
         "pairwise_judge",
         knobs={"pairwise_judge": {"question": question}},
         tokens=4,
-        imitation_steps=150,
-        updates=40,
+        imitation_steps=120,
+        updates=25,
     )
 
 
@@ -143,7 +180,7 @@ def srpo() -> TrainConfig:
         answer_form="reflect",
         tokens=32,
         imitation_steps=120,
-        updates=40,
+        updates=25,
     )
 
 
@@ -162,8 +199,8 @@ def timelens() -> TrainConfig:
             }
         },
         tokens=10,
-        imitation_steps=60,
-        updates=40,
+        imitation_steps=80,
+        updates=25,
     )
 
 
@@ -183,7 +220,7 @@ def star_r1() -> TrainConfig:
         },
         tokens=24,
         imitation_steps=150,
-        updates=40,
+        updates=25,
     )
 
 
@@ -195,7 +232,7 @@ def affordance_r1() -> TrainConfig:
         knobs={"affordance_points": {"size": 56, "clutter": 0, "min_scale": 0.5, "max_scale": 0.9}},
         tokens=10,
         imitation_steps=120,
-        updates=40,
+        updates=25,
     )
 
 
@@ -214,8 +251,8 @@ def mixed_r1() -> TrainConfig:
             "retrieval_embed": {"size": 28, "num_candidates": 20},
         },
         tokens=24,
-        imitation_steps=300,
-        updates=40,
+        imitation_steps=200,
+        updates=25,
     )
 
 
@@ -227,7 +264,7 @@ def ume_r1() -> TrainConfig:
         knobs={"retrieval_embed": {"size": 28}},
         tokens=26,
         imitation_steps=150,
-        updates=40,
+        updates=25,
     )
 
 
@@ -235,8 +272,10 @@ def recipes() -> dict[str, Callable[[], TrainConfig]]:
     """Recipes of this file by name."""
     functions = (
         jigsaw_r1,
+        cad_rl,
         cls_rl,
         mm_r5,
+        msrl,
         timemaster,
         r1_reward,
         srpo,
