@@ -304,7 +304,8 @@ RERANK = System(
     title="MM-R5",
     recipe="vqa/mm_r5",
     components=("page_rerank", "rerank_rrk3", "list_format"),
-    test="The reward is 1 exactly with the positives on top (a test); recall@1 after reinforcement "
+    test="The reward is 1 exactly with the positives on top "
+    "(`test_rank_reward_is_1_exactly_with_positives_on_top`); recall@1 after reinforcement "
     "above that after imitation.",
     metrics=("recall@1", "rrk3"),
     variants=_BEFORE_AND_AFTER,
@@ -322,7 +323,7 @@ TIMEMASTER = System(
     recipe="vqa/timemaster",
     components=("timeseries_plot", "ts_composite"),
     test="Four kinds of signals at least 90 %; the extension pays nothing whenever the answer is "
-    "wrong (a test).",
+    "wrong (`test_extension_counts_only_when_right`).",
     metrics=("right", "facts"),
     variants=(
         Variant(name="sft", stages=(SFT,)),
@@ -397,7 +398,8 @@ SRPO_LIKE = System(
     recipe="vqa/srpo",
     components=("reflection_transition", "reflection_length", "answer_form=reflect"),
     test="The second of two attempts above the first; wrong to right at least twice right to "
-    "wrong; first attempts at most 2 points below those after imitation.",
+    "wrong; first attempts at most 2 points below those after imitation; spoiling them never pays "
+    "(`test_spoiling_the_first_answer_pays_in_srpo_and_not_here`).",
     metrics=("right", "first", "to_right", "to_wrong"),
     variants=(
         Variant(name="sft", stages=(SFT,)),
@@ -462,7 +464,8 @@ STAR = System(
     recipe="vqa/star_r1",
     components=("trance_like", "transformation_partial"),
     test="Exact lists of changes above those after the sparse reward; naming everything is worth "
-    "no more than the honest list, silence less than nothing (tests).",
+    "less than the honest list (`test_no_adversary_beats_the_honest_answer`), silence less than "
+    "nothing (`test_transformation_points_of_the_paper`).",
     metrics=("right", "partial"),
     variants=(
         Variant(name="sft", stages=(SFT,)),
@@ -503,7 +506,7 @@ MIXED = System(
     components=("score", "bmas", "match", "box_iou", "exact_label", "embedding_rank_gap"),
     test="Four tasks in one batch at most 2 points below each alone, with as many gradient steps "
     "and answers per task; BMAS is 1 for itself, symmetric, falls with dropped words and does not "
-    "pay repetition (tests).",
+    "pay repetition (`test_bmas_is_1_for_itself_symmetric_and_falls_as_words_are_dropped`).",
     metrics=FOUR,
     variants=(
         Variant(name="joint", stages=(SFT, RL)),
