@@ -9,6 +9,7 @@ manifest, which no setting was chosen on.
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 import time
@@ -29,12 +30,16 @@ JOBS = 2
 
 @dataclass(frozen=True)
 class Case:
-    """One row of a table: a recipe with changes, run with every seed."""
+    """One row of a table: a recipe with changes, run with every seed.
+
+    ``controls`` are options of the simulator under which the trained policy is evaluated once more.
+    """
 
     group: str
     recipe: str
     changes: tuple[str, ...] = ()
     seeds: tuple[int, ...] = (0, 1, 2)
+    controls: tuple[str, ...] = ()
 
     @property
     def command(self) -> str:
@@ -97,6 +102,12 @@ CASES: tuple[Case, ...] = (
     ),
     Case("libero", "libero/object_flow_sde", demonstrations(1), seeds=(0,)),
     Case("libero", "libero/spatial_flow_sde", demonstrations(4), seeds=(0,)),
+    Case(
+        "vqa",
+        "vqa/shapes_grpo",
+        ("--evaluation.episodes", "1000"),
+        controls=("{pictures: blank}", "{pictures: swapped}"),
+    ),
     *(Case("gaussian", f"metaworld/{t}_ppo", demonstrations(n)) for t, n in MAIN[:2]),
 )
 
@@ -105,7 +116,8 @@ def run(case: Case, seed: int) -> None:
     """Train one seed and append its evaluations to the records."""
     command = [sys.executable, "-W", "ignore", "-m", "embodied_rl.cli", "train", case.recipe]
     command += [*case.changes, "--seed", str(seed), "--evaluation.manifest", "test"]
-    command += ["--env.num-threads", "1"]
+    if case.group != "vqa":  # which has no threads of its own
+        command += ["--env.num-threads", "1"]
     print(case.command, "seed", seed, file=sys.stderr, flush=True)
     started = time.perf_counter()
     result = subprocess.run(
@@ -124,10 +136,21 @@ def run(case: Case, seed: int) -> None:
             **training_figures(metrics),
             "evaluations": [
                 {k: v for k, v in r.items() if k != "successes" or case.group == "libero"}
-                for r in read_jsonl(folder / "evaluations.jsonl")
+                for r in (
+                    *read_jsonl(folder / "evaluations.jsonl"),
+                    *(controlled(folder, options) for options in case.controls),
+                )
             ],
         },
     )
+
+
+def controlled(folder: Path, options: str) -> dict[str, Any]:
+    """The greedy evaluation of a run under other options of its simulator."""
+    command = [sys.executable, "-W", "ignore", "-m", "embodied_rl.cli", "eval", str(folder)]
+    command += ["--env-options", options, "--episodes", "1000", "--json"]
+    result = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    return {"label": options, **json.loads(result.stdout.strip().splitlines()[-1])}
 
 
 def commit() -> str:
@@ -247,6 +270,18 @@ def libero_table(group: str) -> str:
     return "\n".join(lines)
 
 
+def control_table(group: str) -> str:
+    """Markdown: greedy success of the trained policies under each control, seeds pooled."""
+    lines = ["| command | pictures as they are | control | success |", "|---|---|---|---|"]
+    for command, runs in by_command(group).items():
+        evaluations = [e for r in runs for e in r["evaluations"]]
+        for label in dict.fromkeys(e["label"] for e in evaluations):
+            if label.startswith("{"):
+                cells = [pooled(evaluations, name, "greedy") for name in ("rl", label)]
+                lines.append(f"| `{command}` | {cells[0]} | `{label}` | {cells[1]} |")
+    return "\n".join(lines)
+
+
 def on_states(runs: Sequence[dict[str, Any]], label: str, task: str | None, states: range) -> str:
     """Greedy success over the episodes of ``task`` (None: all) that start from ``states``."""
     wins = count = 0
@@ -298,6 +333,8 @@ def main(arguments: list[str]) -> None:
         run_missing(groups)
     for group in groups:
         print(f"\n## {group}\n\n{table(group)}")
+        if group == "vqa":
+            print(f"\n{control_table(group)}")
         if group == "libero":
             print(f"\n{libero_table(group)}")
         if group == "mt10":

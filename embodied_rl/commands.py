@@ -112,6 +112,11 @@ def eval_command(arguments: list[str]) -> int:
     parser.add_argument("--mode", choices=("greedy", "sampled"), default="greedy")
     parser.add_argument("--manifest", choices=("tune", "test"), default="test")
     parser.add_argument("--device", default="cpu", help="where the policy runs, e.g. cuda")
+    parser.add_argument(
+        "--env-options",
+        default="{}",
+        help="of the simulator, e.g. '{pictures: blank}' as a control",
+    )
     parser.add_argument("--video", action="store_true", help="also film the first episodes")
     parser.add_argument("--json", action="store_true", help="print one JSON object as last line")
     known = {action for each in parser._actions for action in each.option_strings}
@@ -129,6 +134,7 @@ def eval_command(arguments: list[str]) -> int:
         mode=options.mode,
         split=options.manifest,
         device=options.device,
+        env_options=_mapping(options.env_options, name="--env-options"),
     )
     if options.video:
         from embodied_rl.video import film_run
@@ -137,11 +143,28 @@ def eval_command(arguments: list[str]) -> int:
     return _print_evaluation(record, as_json=options.json)
 
 
+def _mapping(text: str, *, name: str) -> dict[str, Any]:
+    """Names and values written in YAML or JSON."""
+    import yaml
+
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        value = None
+    if not isinstance(value, dict):
+        raise ConfigError(f"{name} {text!r} is no mapping: write it as '{{name: value}}'")
+    return value
+
+
 def _eval_expert(options: argparse.Namespace, overlays: Sequence[str]) -> int:
     """Success of the scripted expert; ``demo`` and ``collect`` show and keep its episodes."""
     for name in ("checkpoint", "video"):
         if getattr(options, name):
             raise ConfigError(f"--{name} is unused with {EXPERT}, which has no run: leave it out")
+    if options.env_options != "{}":
+        raise ConfigError(
+            f"--env-options is unused with {EXPERT}: change its recipe by --env.simulator.NAME"
+        )
     from embodied_rl.evaluate import evaluate_recipe_expert
 
     record = evaluate_recipe_expert(

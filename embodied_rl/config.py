@@ -337,7 +337,7 @@ def _decode(hint: Any, data: Any, default: Any, path: str) -> Any:
     if origin in (tuple, list, Sequence, typing.get_origin(Sequence[int])):
         return _decode_sequence(arguments, data, path)
     if origin in (dict, Mapping, typing.get_origin(Mapping[str, int])):
-        return dict(_decode_scalar_yaml(data))
+        return _decode_mapping(data, path)
     return _decode_scalar(hint, data, path)
 
 
@@ -347,8 +347,8 @@ def _decode_union(arguments: tuple[Any, ...], data: Any, default: Any, path: str
             return None
         raise ConfigError(f"{path} cannot be none")
     errors = []
-    # A text with commas is a list where one is possible, and else a text.
-    lists_first = isinstance(data, str) and "," in data
+    # A text with commas or braces is a list or a mapping where one is possible, and else a text.
+    lists_first = isinstance(data, str) and ("," in data or data.startswith("{"))
     for option in sorted(arguments, key=lambda a: (a is str) == lists_first):
         if option is type(None):
             continue
@@ -380,15 +380,26 @@ def _decode_sequence(arguments: tuple[Any, ...], data: Any, path: str) -> tuple[
     )
 
 
-def _decode_scalar_yaml(data: Any) -> Any:
+def _decode_mapping(data: Any, path: str) -> dict[str, Any]:
+    value = _decode_scalar_yaml(data, path)
+    if not isinstance(value, Mapping):
+        raise ConfigError(f"{path} takes a mapping such as '{{a: 1, b: 2}}', got {data!r}")
+    return dict(value)
+
+
+def _decode_scalar_yaml(data: Any, path: str) -> Any:
     import yaml
 
-    return yaml.safe_load(data) if isinstance(data, str) else data
+    try:
+        return yaml.safe_load(data) if isinstance(data, str) else data
+    except yaml.YAMLError as error:
+        reason = " ".join(str(error).split())
+        raise ConfigError(f"{path} is no YAML: {reason}") from error
 
 
 def _decode_scalar(hint: Any, data: Any, path: str) -> Any:
     if hint is Any:
-        return _decode_scalar_yaml(data)
+        return _decode_scalar_yaml(data, path)
     if hint is bool:
         words = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
         if isinstance(data, bool):
@@ -527,7 +538,8 @@ def check(config: TrainConfig) -> None:
             "env.normalize_obs keeps one set of statistics and shards are stepped apart: set "
             "env.num_shards to 1"
         )
-    group_based = config.advantage.name in ("group_relative", "rloo")
+    drops_groups = config.advantage.name in ("group_relative", "rloo")
+    group_based = drops_groups or config.advantage.options.get("baseline") == "group"
     if group_based and env.group_size == 1:
         raise ConfigError(
             f"advantage {config.advantage.name!r} compares trajectories of a group: set "
@@ -537,7 +549,7 @@ def check(config: TrainConfig) -> None:
         raise ConfigError(
             f"advantage {config.advantage.name!r} needs whole episodes: set num_steps to 0"
         )
-    if config.max_refills and not group_based:
+    if config.max_refills and not drops_groups:
         raise ConfigError(
             f"max_refills is unused with advantage {config.advantage.name!r}: set it to 0, or the "
             "advantage to group_relative"

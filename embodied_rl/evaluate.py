@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -342,6 +342,7 @@ def evaluate_run(
     mode: Mode = "greedy",
     split: Split = "test",
     device: str = "cpu",
+    env_options: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Evaluate a saved policy; see ``evaluate`` for the record.
 
@@ -353,14 +354,19 @@ def evaluate_run(
         mode: ``greedy`` or ``sampled``.
         split: ``tune`` or ``test`` seeds.
         device: where the policy runs.
+        env_options: options of the simulator in place of those that the run is evaluated with,
+            e.g. ``{"pictures": "blank"}``; they are part of the fingerprint.
 
     Raises:
         CheckpointError: no checkpoint there, or an unreadable one.
+        ValueError: an option that the simulator does not have.
     """
     named = path / "checkpoints" / checkpoint
     policy, config, state = load_policy(
         named if named.is_dir() else path / checkpoint, device=device
     )
+    changed = {**config.evaluation.env_options, **(env_options or {})}
+    config = replace(config, evaluation=replace(config.evaluation, env_options=changed))
     task_names = state["task_names"]
     manifest = make_manifest(
         task_names, episodes=episodes, split=split, simulator=config.env.simulator.name

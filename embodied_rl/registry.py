@@ -42,7 +42,9 @@ BUILTIN: dict[str, dict[str, str]] = {
         "categorical_cnn": "embodied_rl.policies.categorical:CategoricalCNN",
         "flow_mlp": "embodied_rl.policies.flow_mlp:FlowMLP",
         "flow_transformer": "embodied_rl.policies.flow_transformer:FlowTransformer",
+        "masked_diffusion": "embodied_rl.policies.masked_diffusion:MaskedDiffusion",
         "sb3": "embodied_rl.policies.sb3:SB3Policy",
+        "string_generator": "embodied_rl.policies.string_generator:StringGenerator",
         "vlm": "embodied_rl.policies.vlm.policy:VLM",
     },
     "algorithms": {

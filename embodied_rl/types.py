@@ -38,7 +38,8 @@ class PolicyOutput:
             second axis of ``replay``, may then differ from one decision to the next; ``collect``
             fills the shorter ones up with False and 0.
         replay: whatever ``log_prob`` needs again (flow chain, denoise index, tokens); every tensor
-            leads with ``B``.
+            leads with ``B``. Two names are for algorithms: ``unfinished`` [B] bool, a limit of
+            length cut the answer; ``numeric`` [B, U] bool, the unit is part of a number.
     """
 
     actions: Tensor
@@ -115,7 +116,7 @@ class Rollout:
         task_ids: ``[T, N]`` int64 index of the task or prompt.
         episode_ids: ``[T, N]`` int64, unique per trajectory over the life of the run.
         policy_version: ``[T, N]`` int64 number of updates behind the sampling parameters.
-        replay: ``[T, N, ...]`` opaque to everyone but the policy.
+        replay: ``[T, N, ...]``, see ``PolicyOutput``.
     """
 
     obs: TensorDict

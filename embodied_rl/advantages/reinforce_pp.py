@@ -5,6 +5,11 @@
     A_t = (G_t - mean(G)) / (std(G) + 1e-8), over all steps of all complete episodes
 
 The group form is the paper's "REINFORCE++-baseline": the centred outcome is paid at the last step.
+The sigma filter of StableReinforce (Zhang et al. 2025, R1-Reward) comes last: A_t = 0 where
+|A_t| > ``sigma_filter``. Its window is centred on 0, the mean of the standardised advantages (their
+code centres it on the mean of the raw ones). Among n numbers none is further than
+(n - 1) / sqrt(n) from the mean, so that a window of 3 does nothing below n = 11.
+
 There is no critic, so nothing is bootstrapped: an episode that the end of the rollout cut is left
 out, and one cut by its time limit counts as it is. Axes: [T, N].
 """
@@ -30,6 +35,7 @@ def reinforce_pp(
     *,
     gamma: float = 1.0,
     baseline: Literal["group", "none"] = "none",
+    sigma_filter: float = 0.0,
 ) -> Advantages:
     """REINFORCE++ advantages of a rollout.
 
@@ -37,16 +43,21 @@ def reinforce_pp(
         rollout: experience whose episodes start in it.
         gamma: discount per decision step.
         baseline: ``group`` centres the score of an episode on those of its group first.
+        sigma_filter: larger standardised advantages become 0, which keeps them in the mean of the
+            loss; 0: none do.
 
     Returns:
         Advantages without value targets; keeps the steps of complete episodes. Stats:
-        ``advantage_mean`` and ``advantage_std`` before normalisation, ``num_incomplete_episodes``.
+        ``advantage_mean`` and ``advantage_std`` before normalisation, ``num_incomplete_episodes``,
+        and ``sigma_filtered_fraction`` with a filter.
 
     Raises:
-        ValueError: an unknown baseline, or a group that mixes tasks.
+        ValueError: an unknown baseline, a negative filter, or a group that mixes tasks.
     """
     if baseline not in ("group", "none"):
         raise ValueError(f"baseline is {baseline!r}; use 'group' or 'none'")
+    if sigma_filter < 0:
+        raise ValueError(f"sigma_filter is {sigma_filter}; use a number above 0, e.g. 3, or 0")
     episodes = summarize_episodes(rollout)
     keep = episodes.to_steps(episodes.complete)
     rewards = rollout.rewards
@@ -55,14 +66,14 @@ def reinforce_pp(
     returns = discounted_returns(
         rewards, torch.zeros_like(rewards), rollout.dones, gamma=gamma, valid=keep
     )
-    return Advantages(
-        advantages=standardize(returns, keep),
-        keep=keep,
-        stats={
-            **advantage_stats(returns, keep),
-            "num_incomplete_episodes": float((~episodes.complete).sum().item()),
-        },
-    )
+    advantages = standardize(returns, keep)
+    stats = advantage_stats(returns, keep)
+    stats["num_incomplete_episodes"] = float((~episodes.complete).sum().item())
+    if sigma_filter:
+        outside = advantages.abs() > sigma_filter
+        advantages = advantages.masked_fill(outside, 0.0)
+        stats["sigma_filtered_fraction"] = outside.sum().item() / max(int(keep.sum()), 1)
+    return Advantages(advantages=advantages, keep=keep, stats=stats)
 
 
 def _centred_scores(episodes: Episodes) -> Tensor:

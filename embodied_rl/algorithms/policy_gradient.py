@@ -24,12 +24,13 @@ from torch import Tensor, nn
 
 from embodied_rl.losses.entropy import entropy_bonus
 from embodied_rl.losses.kl import kl_in_reward, kl_penalty
-from embodied_rl.losses.policy import clipped_surrogate
+from embodied_rl.losses.policy import MAX_LOG_RATIO, clipped_surrogate
 from embodied_rl.losses.reduce import (
     Reduce,
     count_trajectory_units,
     masked_mean,
     num_groups,
+    weighted_mean,
     zero_outside,
 )
 from embodied_rl.types import (
@@ -58,8 +59,18 @@ class PolicyGradientConfig:
         clip_ratio_low, clip_ratio_high: the ratio is clipped to [1 - low, 1 + high], in the units
             and scale that the policy's ``log_probs`` have.
         dual_clip: lower bound ``dual_clip * A`` for negative advantages (Ye et al. 2020), 0: off.
+        ratio: the ratio of each ``unit``, or the geometric mean of those of the decision
+            (``sequence``: GSPO).
+        max_log_ratio: bound on the log-ratio before the exponential; 6.9 in StableReinforce.
         loss_mean: what weighs equally in the policy loss: each ratio unit (``token``), each
-            decision (``chunk``) or each episode (``trajectory``).
+            decision (``chunk``) or each episode (``trajectory``); ``constant`` divides the sum over
+            all units by ``constant_length`` per decision (Dr. GRPO).
+        constant_length: number of units that every decision counts as with
+            ``loss_mean="constant"``: the largest possible one, or 1 for the plain sum (REINFORCE).
+        numeric_weight: weight of the units that the policy calls numeric (``replay["numeric"]``) in
+            the mean over tokens, others weigh 1 (precision token loss of CAD-RL).
+        skip_unfinished: leave answers that a limit of length cut (``replay["unfinished"]``) out of
+            the loss (overlong filtering of DAPO); they stay in the baseline of their group.
         entropy_coef: weight of the entropy bonus.
         kl_coef: weight of the KL penalty to the reference policy (the start weights), 0: off.
         kl_estimator: k1, k2 or k3 (Schulman 2020).
@@ -82,7 +93,12 @@ class PolicyGradientConfig:
     clip_ratio_low: float = 0.2
     clip_ratio_high: float = 0.2
     dual_clip: float = 0.0
-    loss_mean: Literal["token", "chunk", "trajectory"] = "token"
+    ratio: Literal["unit", "sequence"] = "unit"
+    max_log_ratio: float = MAX_LOG_RATIO
+    loss_mean: Literal["token", "chunk", "trajectory", "constant"] = "token"
+    constant_length: int = 0
+    numeric_weight: float = 1.0
+    skip_unfinished: bool = False
     entropy_coef: float = 0.0
     kl_coef: float = 0.0
     kl_estimator: Literal["k1", "k2", "k3"] = "k3"
@@ -122,10 +138,7 @@ class PolicyGradient:
             raise ValueError(
                 "algorithm.bc_coef needs demonstrations: set imitation, or bc_coef to 0"
             )
-        if config.kl_coef and config.kl_in == "loss" and config.kl_estimator == "k1":
-            raise ValueError(
-                "kl_estimator=k1 has no gradient as a loss: set it to k3, or kl_in to reward"
-            )
+        require_consistent(config)
         self.reference: Any = None
         if config.kl_coef or config.w2_coef:
             self.reference = start_policy(self.policy)
@@ -174,6 +187,8 @@ class PolicyGradient:
         An empty ``keep`` yields nothing: there is nothing to learn from. ``policy_lag`` is the
         mean number of updates between the policy that acted and the one that is updated.
         """
+        if self.config.skip_unfinished:
+            advantages = without_unfinished(rollout, advantages)
         rows = self._kept_rows(rollout, advantages)
         total = len(rows.advantages)
         if total == 0:
@@ -289,10 +304,17 @@ class PolicyGradient:
         Weighted with ``share``, the parts add up to the mean over the whole minibatch.
         """
         by, mask = self.config.loss_mean, batch.unit_mask
-        if mask is None and by != "trajectory":
+        weighted = self.config.numeric_weight != 1
+        if mask is None and by in ("token", "chunk") and not weighted:
             return masked_mean  # every row has as many units as the others
         if mask is None:
             mask = torch.ones_like(batch.log_probs, dtype=torch.bool)
+        if weighted:
+            weights = numeric_weights(batch, self.config.numeric_weight) * mask
+            return partial(weighted_mean, weights=weights[rows], denominator=weights.sum() * share)
+        if by == "constant":
+            decisions = num_groups(mask, by="chunk").clamp(min=1)
+            return partial(masked_mean, denominator=decisions * self.config.constant_length * share)
         groups = num_groups(mask, by=by, trajectory_ids=batch.episode_ids).clamp(min=1)
         sizes = count_trajectory_units(mask, batch.episode_ids) if by == "trajectory" else None
         return partial(
@@ -319,6 +341,8 @@ class PolicyGradient:
             clip_ratio_low=config.clip_ratio_low * clip,
             clip_ratio_high=config.clip_ratio_high * clip,
             dual_clip=config.dual_clip or None,
+            ratio=config.ratio,
+            max_log_ratio=config.max_log_ratio,
             reduce=reduce,
         )
         stats = dict(stats) | joint_ratio_stats(output, batch)
@@ -372,6 +396,59 @@ class PolicyGradient:
         remaining = max(1.0 - env_steps / self.total_env_steps, 0.0)
         for group, rate in zip(self.optimizer.param_groups, self.base_rates, strict=True):
             group["lr"] = rate * remaining
+
+
+def require_consistent(config: PolicyGradientConfig) -> None:
+    """Refuse options that contradict each other or would do nothing.
+
+    Raises:
+        ValueError: says which option to set, and how.
+    """
+    if config.kl_coef and config.kl_in == "loss" and config.kl_estimator == "k1":
+        raise ValueError(
+            "kl_estimator=k1 has no gradient as a loss: set it to k3, or kl_in to reward"
+        )
+    if (config.loss_mean == "constant") != (config.constant_length > 0):
+        raise ValueError(
+            "loss_mean=constant and constant_length go together: set both, e.g. constant_length to "
+            "policy.max_new_tokens, or neither"
+        )
+    if config.numeric_weight != 1 and (config.loss_mean != "token" or config.numeric_weight <= 0):
+        raise ValueError(
+            f"numeric_weight={config.numeric_weight} weighs tokens in their mean: set it to a "
+            "number above 0 and loss_mean to token"
+        )
+    if config.max_log_ratio <= 0:
+        raise ValueError(f"max_log_ratio={config.max_log_ratio}: set it above 0, e.g. 6.9")
+
+
+def without_unfinished(rollout: Rollout, advantages: Advantages) -> Advantages:
+    """``advantages`` that do not keep the decisions which a limit of length cut.
+
+    Raises:
+        ValueError: the policy does not say which these are.
+    """
+    keep = advantages.keep & ~_from_replay(rollout.replay, "unfinished", "skip_unfinished to false")
+    return dataclasses.replace(advantages, keep=keep)
+
+
+def numeric_weights(batch: Batch, weight: float) -> Tensor:
+    """``[B, U]``: ``weight`` for numeric units, else 1.
+
+    Raises:
+        ValueError: the policy does not say which units are numeric.
+    """
+    numeric = _from_replay(batch.replay, "numeric", "numeric_weight to 1")
+    return torch.where(numeric, weight, 1.0)
+
+
+def _from_replay(replay: TensorDict, name: str, otherwise: str) -> Tensor:
+    if name not in replay:
+        raise ValueError(
+            f"this policy does not tell what is {name} (vlm and string_generator do): set "
+            f"algorithm.{otherwise}"
+        )
+    return replay[name]
 
 
 def start_policy(policy: Any) -> Any:

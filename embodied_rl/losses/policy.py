@@ -5,12 +5,20 @@ With the log-ratio d = log pi(u) - log pi_old(u) of a unit and r = exp(ratio_sca
     L = -min(r * A, clip(r, 1 - low, 1 + high) * A)        (PPO, Schulman et al. 2017, eq. 7)
     L = min(L, -c * A) where A < 0                         (dual clip c > 1, Ye et al. 2020)
 
-``ratio_scale`` 1/U over summed units is the geometric mean of GSPO (Zheng et al. 2025): it widens
-the clip range by that factor in d, and scales the gradient at r = 1. Clip ranges given as ``[U]``
-differ by unit (DPPO, Ren et al. 2024, clips early denoise steps less). Axes: [B, U].
+With ``ratio="sequence"`` every unit of a row has the geometric mean of the row's ratios,
+
+    r = exp(1/|o| * sum_{u in o} d_u)                      (GSPO, Zheng et al. 2025, eq. 7)
+
+``ratio_scale`` does the same where a policy sums its units itself: it widens the clip range by that
+factor in d, and scales the gradient at r = 1. Clip ranges given as ``[U]`` differ by unit (DPPO,
+Ren et al. 2024, clips early denoise steps less). The exponent is limited to +-``max_log_ratio``,
+beyond which the gradient is 0: ln 1000 in StableReinforce (Zhang et al. 2025, R1-Reward), else what
+only keeps the exponential finite. Axes: [B, U].
 """
 
 from __future__ import annotations
+
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -31,7 +39,9 @@ def clipped_surrogate(
     clip_ratio_low: float | Tensor = 0.2,
     clip_ratio_high: float | Tensor = 0.2,
     dual_clip: float | None = None,
+    ratio: Literal["unit", "sequence"] = "unit",
     ratio_scale: float = 1.0,
+    max_log_ratio: float = MAX_LOG_RATIO,
     reduce: Reduce = masked_mean,
 ) -> tuple[Tensor, TensorDict]:
     """The clipped surrogate loss.
@@ -44,13 +54,16 @@ def clipped_surrogate(
         clip_ratio_low: the ratio is clipped at 1 - low; a number or ``[U]``.
         clip_ratio_high: the ratio is clipped at 1 + high; a number or ``[U]``.
         dual_clip: bound c > 1 on the ratio of a unit with negative advantage; None for no bound.
+        ratio: each unit's own, or the geometric mean over the units of its row.
         ratio_scale: factor on the log-ratio before the exponential.
+        max_log_ratio: bound on the size of the log-ratio.
         reduce: how units are averaged.
 
     Returns:
         (loss, stats). Stats, means over units: ``clip_fraction`` (the clipped term is the one that
         counts, so the gradient is 0), ``ratio_mean``, ``ratio_max``, ``approx_kl`` (k3 estimate of
-        KL(pi_old || pi) on the log-ratio without ``ratio_scale``), and ``dual_clip_fraction``.
+        KL(pi_old || pi) on the log-ratios of units without ``ratio_scale``), and
+        ``dual_clip_fraction``.
 
     Raises:
         ValueError: ``dual_clip`` is not above 1.
@@ -58,14 +71,18 @@ def clipped_surrogate(
     if dual_clip is not None and dual_clip <= 1:
         raise ValueError(f"dual_clip is {dual_clip}; use a number above 1, e.g. 3.0")
     advantages = _per_unit(advantages, log_probs)
-    log_ratio = _log_ratio(log_probs, old_log_probs, mask)
-    ratio = torch.exp(log_ratio if ratio_scale == 1 else ratio_scale * log_ratio)
+    unit_log_ratio = _log_ratio(log_probs, old_log_probs, mask)
+    log_ratio = unit_log_ratio if ratio == "unit" else _row_mean(unit_log_ratio, mask)
+    log_ratio = log_ratio.clamp(-max_log_ratio, max_log_ratio)
+    ratios = torch.exp(log_ratio if ratio_scale == 1 else ratio_scale * log_ratio)
     negative = -advantages
-    loss_free = negative * ratio
-    loss_clipped = negative * _clip(ratio, clip_ratio_low, clip_ratio_high)
+    loss_free = negative * ratios
+    loss_clipped = negative * _clip(ratios, clip_ratio_low, clip_ratio_high)
     loss = torch.maximum(loss_free, loss_clipped)
     with torch.no_grad():
         stats = ratio_stats(log_ratio, mask=mask, ratio_scale=ratio_scale)
+        if ratio == "sequence":
+            stats["approx_kl"] = ratio_stats(unit_log_ratio, mask=mask)["approx_kl"]
         stats["clip_fraction"] = masked_mean((loss_clipped > loss_free).to(loss.dtype), mask)
     if dual_clip is not None:
         bound = -dual_clip * advantages
@@ -138,8 +155,15 @@ def _per_unit(advantages: Tensor, log_probs: Tensor) -> Tensor:
 
 def _log_ratio(log_probs: Tensor, old_log_probs: Tensor, mask: Tensor | None) -> Tensor:
     assert log_probs.shape == old_log_probs.shape, (log_probs.shape, old_log_probs.shape)
-    log_ratio = (log_probs - old_log_probs).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
-    return zero_outside(log_ratio, mask)
+    return zero_outside(log_probs - old_log_probs, mask)
+
+
+def _row_mean(x: Tensor, mask: Tensor | None) -> Tensor:
+    """The mean over the units of each row, for each of them; ``x`` is 0 outside the mask."""
+    if mask is None:
+        return x.mean(-1, keepdim=True).expand_as(x)
+    count = mask.sum(-1, keepdim=True).clamp(min=1)
+    return (x.sum(-1, keepdim=True) / count).expand_as(x)
 
 
 def _clip(ratio: Tensor, low: float | Tensor, high: float | Tensor) -> Tensor:

@@ -79,6 +79,23 @@ def masked_mean(
     return x.sum() / denominator
 
 
+def weighted_mean(
+    x: Tensor, mask: Tensor | None, *, weights: Tensor, denominator: Tensor | float
+) -> Tensor:
+    """Sum of w_u x_u over the units in ``mask``, divided by ``denominator`` (the sum of w_u).
+
+    Args:
+        x: ``[B, U]``.
+        mask: bool, shape of ``x``; None counts everything.
+        weights: w, shape of ``x``.
+        denominator: sum of the weights of the whole minibatch.
+
+    Returns:
+        Scalar.
+    """
+    return masked_mean(x * weights, mask, denominator=denominator)
+
+
 def num_groups(
     mask: Tensor,
     *,

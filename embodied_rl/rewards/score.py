@@ -68,7 +68,9 @@ class Scores:
         values: ``[N]`` float32 weighted sums.
         terms: ``[N]`` float32 unweighted, by name; 0 where the term does not apply.
         applies: ``[N]`` bool by name, the term belongs to the response's task.
-        failures: number of responses scored 0 because the reward raised or was not finite.
+        failures: number of responses scored 0 because the reward raised or was not finite, by
+            name.
+        failed: ``[N]`` bool, some term of the response is one of these.
         first_failures: message of the first such response, by name.
     """
 
@@ -76,6 +78,7 @@ class Scores:
     terms: dict[str, Tensor]
     applies: dict[str, Tensor]
     failures: dict[str, int]
+    failed: Tensor
     first_failures: dict[str, str]
 
 
@@ -84,25 +87,27 @@ class _Failures:
 
     def __init__(self, names: Sequence[str]) -> None:
         self.counts = dict.fromkeys(names, 0)
+        self.rows: set[int] = set()
         self.messages: dict[str, str] = {}
 
-    def guard(self, name: str, call: Callable[[], list[float]], count: int) -> list[float]:
-        """``call()`` with what is broken replaced by 0."""
+    def guard(self, name: str, call: Callable[[], list[float]], rows: Sequence[int]) -> list[float]:
+        """``call()``, the values of ``rows``, with what is broken replaced by 0."""
         try:
             values = [float(value) for value in call()]
-            assert len(values) == count, f"{len(values)} values for {count} responses"
+            assert len(values) == len(rows), f"{len(values)} values for {len(rows)} responses"
         except SetupError:
             raise
         except Exception as error:
-            self._add(name, count, f"{type(error).__name__}: {error}")
-            return [0.0] * count
-        broken = [value for value in values if not math.isfinite(value)]
+            self._add(name, rows, f"{type(error).__name__}: {error}")
+            return [0.0] * len(rows)
+        broken = [i for i, value in enumerate(values) if not math.isfinite(value)]
         if broken:
-            self._add(name, len(broken), f"the reward is {broken[0]}")
+            self._add(name, [rows[i] for i in broken], f"the reward is {values[broken[0]]}")
         return [value if math.isfinite(value) else 0.0 for value in values]
 
-    def _add(self, name: str, count: int, message: str) -> None:
-        self.counts[name] += count
+    def _add(self, name: str, rows: Sequence[int], message: str) -> None:
+        self.counts[name] += len(rows)
+        self.rows.update(rows)
         self.messages.setdefault(name, message)
 
 
@@ -144,6 +149,7 @@ def score(
         terms={name: torch.tensor(values[name], dtype=torch.float32) for name in names},
         applies={term.name: torch.tensor([_applies(term, q) for q in questions]) for term in terms},
         failures=failures.counts,
+        failed=torch.tensor([i in failures.rows for i in range(len(responses))], dtype=torch.bool),
         first_failures=failures.messages,
     )
 
@@ -159,13 +165,14 @@ def _plus(total: list[float], values: list[float], weight: float) -> list[float]
 def _response_values(
     term: Term, responses: Sequence[str], questions: Sequence[Question], failures: _Failures
 ) -> list[float]:
-    def value(response: str, question: Question) -> float:
+    def value(row: int, response: str, question: Question) -> float:
         if not _applies(term, question):
             return 0.0
         call = lambda: [term.reward(response, question, **term.options)]  # noqa: E731
-        return failures.guard(term.name, call, 1)[0]
+        return failures.guard(term.name, call, [row])[0]
 
-    return [value(*pair) for pair in zip(responses, questions, strict=True)]
+    pairs = zip(responses, questions, strict=True)
+    return [value(row, *pair) for row, pair in enumerate(pairs)]
 
 
 def _group_values(
@@ -191,7 +198,7 @@ def _group_values(
         ) -> list[float]:
             return term.reward(texts, question, scores=scores, **term.options)
 
-        for row, value in zip(members, failures.guard(term.name, call, len(members)), strict=True):
+        for row, value in zip(members, failures.guard(term.name, call, members), strict=True):
             values[row] = value
     return values
 

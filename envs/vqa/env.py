@@ -12,9 +12,9 @@ Action: uint8 [A], UTF-8 of the answer, padded with zeros. What is no UTF-8 is w
 and is counted. The question of an episode is a function of its seed alone, and its seeds are those
 of every other environment (see ``embodied_rl.envs.vector.simulator``).
 
-The reward is a sum of named terms (``info["reward_terms"]``); ``success`` is the task's own check,
-see `answers`. Two more terms have no share in the reward: ``malformed``, 1 where the answer was no
-UTF-8, and ``failed``, 1 where the reward raised or was not finite.
+The reward is a sum of named terms (``info["reward_terms"]``), see `scoring`; ``success`` is the
+task's own check, see `answers`. Two more terms have no share in the reward: ``malformed``, 1 where
+the answer was no UTF-8, and ``failed``, 1 where the reward raised or was not finite.
 
 Rows of a group get the same question. Axes: n rows of a partial call.
 """
@@ -22,11 +22,10 @@ Rows of a group get the same question. Axes: n rows of a partial call.
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass, replace
 from functools import partial
-from typing import Any, TypeAlias, get_type_hints
+from typing import Any, Literal, TypeAlias, get_args, get_type_hints
 
 import numpy as np
 import numpy.typing as npt
@@ -39,19 +38,16 @@ from embodied_rl.envs.vector.rows import RowSpec
 from embodied_rl.envs.vector.simulator import RowSimulator
 from embodied_rl.envs.vqa import TASKS, load_task
 from embodied_rl.envs.vqa.answers import same_number
-from embodied_rl.envs.vqa.common import Split
+from embodied_rl.envs.vqa.common import Split, blank_image, shuffle_images
 from embodied_rl.envs.vqa.files import FileOptions, QuestionFile
 from embodied_rl.envs.vqa.forms import Form, Prompt, shaped
-from embodied_rl.registry import near_names, registry
-from embodied_rl.rewards.base import SetupError
+from embodied_rl.envs.vqa.scoring import Score, Scoring, scoring_of
+from embodied_rl.registry import near_names
 from embodied_rl.types import Question
 
-Score: TypeAlias = Callable[[Question, str], Mapping[str, float]]
-"""Reward terms of an answer by name, always the same names. The reward is their sum, without a
-term ``success``, which replaces the task's own check where there is one (1 for solved)."""
+Pictures: TypeAlias = Literal["shown", "blank", "swapped"]
 SAMPLES = 32
 """Questions per task and split by which the sizes of texts are chosen."""
-COUNTS = ("malformed", "failed")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,7 +95,8 @@ def make(
     heldout_share: float = 0.1,
     max_image_side: int = 0,
     split: Split = "train",
-    reward: str | Score = "correct",
+    pictures: Pictures = "shown",
+    reward: str | Mapping[str, Any] | Score = "correct",
     reward_options: Mapping[str, Any] | None = None,
     system_prompt: str = "",
     prompt: Prompt = "full",
@@ -126,8 +123,12 @@ def make(
         heldout_share: of the file's questions that are kept out of training.
         max_image_side: larger pictures of the file are scaled down to this many pixels; 0: none.
         split: ``"train"`` or ``"heldout"``.
+        pictures: ``"shown"``, or a control of how much they matter: ``"blank"`` (plain grey) or
+            ``"swapped"`` (those of another question of the task).
         reward: ``"correct"`` (1 if the task's own check says so, else 0), ``"task"`` (the
-            registered reward that each question names), any registered reward, or a ``Score``.
+            registered reward that each question names), any registered reward, a mapping of terms
+            ``{name: {reward, weight, tasks, options, scores_from}}`` (see `scoring`; group rewards
+            are scored over the answers of a group), or a ``Score``.
         reward_options: of a registered reward.
         system_prompt: first message of every chat; empty: none.
         prompt: of tasks, ``full`` or ``brief``; see `forms`.
@@ -153,10 +154,16 @@ def make(
     )
     forms = {"prompt": prompt, "form": answer_form}
     sources = choose_sources(tasks, knobs or {}, options, split=split, forms=forms)
+    sources = with_pictures(sources, pictures)
     simulator = VQASimulator(
         sources,
         sizes=choose_sizes(sources, system_prompt, chat_bytes, answer_bytes),
-        score=reward_function(reward, reward_options or {}, sources),
+        scoring=scoring_of(
+            reward,
+            reward_options or {},
+            samples={source.name: source.samples[0] for source in sources},
+            checks={source.name: source.check for source in sources},
+        ),
         system_prompt=system_prompt,
         num_envs=num_envs,
         seed=seed,
@@ -201,6 +208,28 @@ def choose_sources(
     if knobs:
         raise ValueError("knobs belong to tasks: leave them out for the questions of a file")
     return file_sources(file, split=split)
+
+
+def with_pictures(sources: Sequence[Source], pictures: Pictures) -> tuple[Source, ...]:
+    """The same questions with the pictures of a control (see `make`).
+
+    Raises:
+        ValueError: unknown control.
+    """
+    if pictures not in get_args(Pictures):
+        raise ValueError(f"pictures={pictures!r}: give one of {', '.join(get_args(Pictures))}")
+    if pictures == "shown":
+        return tuple(sources)
+    ask = _ask_blank if pictures == "blank" else _ask_swapped
+    return tuple(replace(source, ask=partial(ask, source.ask)) for source in sources)
+
+
+def _ask_blank(ask: Callable[[int], Question], seed: int) -> Question:
+    return blank_image(ask(seed))
+
+
+def _ask_swapped(ask: Callable[[int], Question], seed: int) -> Question:
+    return shuffle_images([ask(seed), ask(seed + 1)])[0]
 
 
 def task_sources(
@@ -362,43 +391,13 @@ def decode_text(row: npt.NDArray[np.uint8]) -> str | None:
         return None
 
 
-# --- rewards ---------------------------------------------------------------------------------
-
-
-def reward_function(
-    reward: str | Score, options: Mapping[str, Any], sources: Sequence[Source]
-) -> Score | None:
-    """The ``Score`` that ``reward`` names, None for ``"correct"``.
-
-    Raises:
-        ValueError: options for a reward that takes none from here.
-        RegistryError: no such reward.
-    """
-    if options and (callable(reward) or reward in ("correct", "task")):
-        raise ValueError("reward_options are those of a registered reward: name one as reward")
-    if callable(reward):
-        return reward
-    if reward == "correct":
-        return None
-    if reward == "task":
-        for source in sources:
-            registry("rewards").get(source.samples[0].data["reward"])
-        return _own_reward
-    function = registry("rewards").get(reward)
-    return lambda question, text: {reward: function(text, question, **options)}
-
-
-def _own_reward(question: Question, text: str) -> Mapping[str, float]:
-    return {"task": registry("rewards").get(question.data["reward"])(text, question)}
-
-
 class VQASimulator(RowSimulator):
     """N rows, each with a question; see the module's docstring.
 
     Args:
         sources: one per task id.
         sizes: of observations and actions.
-        score: reward terms of an answer; None: 1 for a right one as the term ``correct``.
+        scoring: what answers earn.
         system_prompt: first message of every chat; empty: none.
         num_envs: N rows.
         seed: of every row's stream.
@@ -414,7 +413,7 @@ class VQASimulator(RowSimulator):
         sources: Sequence[Source],
         *,
         sizes: Sizes,
-        score: Score | None,
+        scoring: Scoring,
         system_prompt: str,
         num_envs: int,
         seed: int,
@@ -423,12 +422,9 @@ class VQASimulator(RowSimulator):
     ) -> None:
         self._sources = tuple(sources)
         self._sizes = sizes
-        self._score = score
+        self._scoring = scoring
+        self._group_size = group_size
         self._system_prompt = system_prompt
-        # Asked once up front: what a reward lacks on this machine shows before the run begins.
-        probes = [] if score is None else [score(s.samples[0], "") for s in sources]
-        names = {name for terms in probes for name in terms} - {"success"}
-        self._term_names = ("correct",) if score is None else tuple(sorted(names))
         self.questions: list[Question] = [self._sources[0].samples[0]] * num_envs
         """Question of every row."""
         super().__init__(
@@ -471,54 +467,53 @@ class VQASimulator(RowSimulator):
         }
 
     def send(self, actions: Array, rows: IntArray | None) -> None:
-        """See ``Simulator.send``; the answers are judged in ``recv``."""
-        self._sent = (actions, self._every if rows is None else rows)
+        """See ``Simulator.send``; the answers are judged in ``recv``.
+
+        Raises:
+            ValueError: only a part of a group answers, and a group reward compares all of it.
+        """
+        rows = self._every if rows is None else rows
+        if self._scoring.whole_groups:
+            self._require_whole_groups(rows)
+        self._sent = (actions, rows)
+
+    def _require_whole_groups(self, rows: IntArray) -> None:
+        groups, counts = np.unique(self._groups[rows], return_counts=True)
+        starts = self._starts.reshape(-1, self._group_size)[groups]
+        if (counts < self._group_size).any() or (starts != starts[:, :1]).any():
+            raise ValueError(
+                "a group reward compares all answers to a question, and only some rows of a group "
+                "of it answer now: reset whole groups, or leave the group reward out"
+            )
 
     def recv(self) -> Transition:
         """See ``Simulator.recv``; every answer ends its episode."""
         actions, rows = self._sent
-        names = (*self._term_names, *COUNTS)
-        terms = {name: np.zeros(rows.size, np.float32) for name in names}
+        texts = [decode_text(action) for action in actions]
+        good = np.array([i for i, text in enumerate(texts) if text is not None], np.int64)
+        verdicts = self._scoring.judge(
+            [self.questions[row] for row in rows[good].tolist()],
+            [text for text in texts if text is not None],
+            self._groups[rows[good]],
+        )
+        terms = {name: np.zeros(rows.size, np.float32) for name in self._scoring.term_names}
+        for name, values in terms.items():
+            values[good] = verdicts.terms[name]
+        rewards = sum(terms.values(), np.zeros(rows.size, np.float32))
+        counts = {name: np.zeros(rows.size, np.float32) for name in ("malformed", "failed")}
+        counts["malformed"] += 1
+        counts["malformed"][good] = 0
+        counts["failed"][good] = verdicts.failed
         success = np.zeros(rows.size, np.bool_)
-        for index, (row, action) in enumerate(zip(rows.tolist(), actions, strict=True)):
-            values, success[index] = self._judge(row, decode_text(action))
-            for name, value in values.items():
-                terms[name][index] = value
-        rewards = sum((terms[name] for name in self._term_names), np.zeros(rows.size, np.float32))
+        success[good] = verdicts.success
         return Transition(
             obs=self._observe(rows),
             rewards=rewards,
             terminated=np.ones(rows.size, np.bool_),
             truncated=np.zeros(rows.size, np.bool_),
             success=success,
-            reward_terms=terms,
+            reward_terms=terms | counts,
         )
-
-    def _judge(self, row: int, text: str | None) -> tuple[dict[str, float], bool]:
-        """Reward terms and success of an answer to the question of ``row``; None: no UTF-8."""
-        if text is None:
-            return {"malformed": 1.0}, False
-        question = self.questions[row]
-        check = self._sources[int(self._task_ids[row])].check
-        if self._score is None:
-            right = check(question, text)
-            return {"correct": float(right)}, right
-        try:
-            terms = {name: float(value) for name, value in self._score(question, text).items()}
-        except SetupError:
-            raise  # a missing library must not look like a policy that fails
-        except Exception:  # a reward that breaks on an answer must neither pay nor end the run
-            return {"failed": 1.0}, False
-        solved = terms.pop("success", None)
-        if not all(map(math.isfinite, terms.values())):
-            return {"failed": 1.0}, False
-        unknown = terms.keys() - set(self._term_names)
-        if unknown:
-            raise ValueError(
-                f"the reward of {question.task!r} gives {sorted(unknown)}, which it did not give "
-                f"an empty answer: always give the same terms (so far: {self._term_names})"
-            )
-        return terms, check(question, text) if solved is None else solved >= 1.0
 
     def reference_answers(self) -> torch.Tensor:
         """uint8 [N, A]: the reference answer of every row, as the action that gives it."""

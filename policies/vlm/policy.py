@@ -14,7 +14,9 @@ Axes: ``B`` rows, ``U`` tokens of the longest answer, ``A`` bytes of an action, 
 from __future__ import annotations
 
 import copy
+import string
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any, Literal
 
 import torch
@@ -111,8 +113,9 @@ class VLM(nn.Module):
     ) -> PolicyOutput:
         """Answer B conversations; a deterministic answer is greedy and has no likelihood.
 
-        ``actions`` are uint8 [B, A]; ``replay`` holds ``tokens`` int64 [B, U] and ``num_tokens``
-        int64 [B]. Prompts that are equal are computed once.
+        ``actions`` are uint8 [B, A]; ``replay`` holds ``tokens`` int64 [B, U], ``num_tokens``
+        int64 [B] and, for algorithms, ``unfinished`` [B] and ``numeric`` [B, U] (see
+        ``PolicyOutput``). Prompts that are equal are computed once.
         """
         prompts = self.reader(obs)
         keep: KeysValues = {}
@@ -280,6 +283,25 @@ class VLM(nn.Module):
         ending = self.tokenizer.decode(tokens[-tail:], skip_special_tokens=True)
         return any(stop in ending for stop in self.stop)
 
+    @cached_property
+    def _numeric_words(self) -> Tensor:
+        """``[V]`` bool on the CPU, words with a digit."""
+        numeric = torch.zeros(len(self.head.weight), dtype=torch.bool)  # some words have no token
+        for word, number in self.tokenizer.get_vocab().items():
+            numeric[number] = any(digit in word for digit in string.digits)
+        return numeric
+
+    def _unfinished(self, answers: Answers) -> Tensor:
+        """``[B]`` bool, answers that neither an end token nor a stop string ended."""
+        limit = answers.lengths == self.max_new_tokens
+        last = answers.tokens.gather(1, answers.lengths.unsqueeze(1) - 1).squeeze(1)
+        ends = torch.tensor(models.end_tokens(self.model, self.tokenizer), device=last.device)
+        cut = limit & ~torch.isin(last, ends)
+        if self.stop:
+            for row in cut.nonzero().squeeze(1).tolist():
+                cut[row] = not self._stopped(answers.tokens[row].tolist())
+        return cut
+
     def _output(self, answers: Answers, values: Tensor | None, *, likelihood: bool) -> PolicyOutput:
         lengths = answers.lengths.tolist()
         rows = [row[:n] for row, n in zip(answers.tokens.tolist(), lengths, strict=True)]
@@ -294,7 +316,12 @@ class VLM(nn.Module):
             log_probs=answers.log_probs,
             values=values,
             unit_mask=answers.mask,
-            replay={"tokens": answers.tokens, "num_tokens": answers.lengths},
+            replay={
+                "tokens": answers.tokens,
+                "num_tokens": answers.lengths,
+                "unfinished": self._unfinished(answers),
+                "numeric": self._numeric_words.to(actions.device)[answers.tokens] & answers.mask,
+            },
         )
 
 

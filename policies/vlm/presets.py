@@ -1,8 +1,11 @@
 """Tiny randomly initialised vision-language models, 0.7 to 2 million parameters, for tests.
 
 Each has the architecture of its model type, a tokenizer made on the spot (``tokenizer.py``) and
-images of 56x56 pixels, or 64x64, that become 4 tokens. ``qwen2_5_vl_small`` has half the layers
-and a token per 14x14 pixels. ``save`` writes one in the layout of the hub:
+images of 56x56 pixels, or 64x64, that become 4 tokens; ``qwen2_5_vl_small`` has half the layers and
+a token per 14x14 pixels. Weights are drawn with standard deviation ``INIT_STD`` = 128**-0.5, the
+width of the decoder: with the 0.02 of the large models these narrow ones see their images through a
+factor of 0.05 per layer and do not learn to look for thousands of steps. ``save`` writes one in the
+layout of the hub:
 
     python -m embodied_rl.policies.vlm.presets qwen2_5_vl FOLDER
 """

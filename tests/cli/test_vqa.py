@@ -1,5 +1,6 @@
 """Questions and a vision-language model, from the command line: imitation, GRPO, evaluation."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -37,6 +38,15 @@ def test_the_recipe_trains_and_is_evaluated(
     ]
     metrics = [line for line in read_jsonl(folder / "metrics.jsonl") if "iteration" in line]
     assert metrics[-1]["time/env_steps"] == 32
+    control = ["eval", str(folder), "--episodes", "4", "--json", "--env-options"]
+    hashes = []
+    for options in ("{}", "{pictures: blank}"):
+        assert cli.main([*control, options]) == 0
+        record = json.loads(capsys.readouterr().out.strip().splitlines()[-1])
+        hashes.append(record["fingerprint"])
+    assert hashes[0] != hashes[1]  # scores with and without pictures are not to be compared
+    assert cli.main([*control, "pictures"]) == 1
+    assert "no mapping" in capsys.readouterr().err
 
 
 def test_imitated_answers_are_right_and_no_question_comes_twice(tmp_path: Path) -> None:

@@ -44,6 +44,25 @@ def chat_of(obs: dict[str, torch.Tensor], row: int) -> Any:
     return json.loads(text)
 
 
+def test_pictures_of_a_control_replace_those_of_the_question_and_nothing_else() -> None:
+    (shown, simulator), (blank, _), (swapped, _) = (
+        build(pictures=kind, num_envs=16) for kind in ("shown", "blank", "swapped")
+    )
+    obs, grey, other = (env.reset()[0] for env in (shown, blank, swapped))
+    for name in ("chat", "image_sizes"):
+        assert torch.equal(obs[name], grey[name]) and torch.equal(obs[name], other[name])
+    assert bool((grey["images"] == 128).all())
+    differs = (obs["images"] != other["images"]).flatten(1).any(1)
+    assert bool(differs.all()) and int(other["images"].float().std()) > 0
+    answers = [question.answer for question in simulator.questions]
+    assert bool((answer(blank, *answers)[1] == 1).all())  # the right answer stays the right one
+
+
+def test_an_unknown_control_is_refused() -> None:
+    with pytest.raises(ValueError, match="shown, blank, swapped"):
+        build(pictures="grey")
+
+
 def test_observations_hold_the_chat_and_the_pictures_in_its_order() -> None:
     env, simulator = build(tasks=("page_rerank", "timeseries_plot"), system_prompt="Grüße")
     obs, _ = env.reset()

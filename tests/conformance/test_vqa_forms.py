@@ -100,7 +100,8 @@ def test_what_a_task_does_not_have_is_refused_with_a_way_out():
         questions("cad_code", prompt="brief")
     with pytest.raises(ValueError, match="another answer_form"):
         questions("shapes_vqa", form="think")
-    for form in ({"prompt": "short"}, {"form": "loud"}):
+    forms: tuple[dict[str, Any], ...] = ({"prompt": "short"}, {"form": "loud"})
+    for form in forms:
         with pytest.raises(ValueError, match="give one of full, brief and one of plain, think"):
             questions("digits", **form)
     with pytest.raises(ValueError, match="leave them out for a file"):

@@ -1,9 +1,9 @@
-"""Compare our numerics with the functions of rlinf 0.3.0 and verl 0.9.1 on random tensors.
+"""Compare our numerics with rlinf 0.3.0, verl 0.9.1 and TRL 1.16.0 on random tensors.
 
 Where the definitions coincide the results must be equal; where they differ by design the
 difference is asserted, together with the correction that turns one into the other if there is one.
 Prints a markdown table; the exit code is 1 if any row fails. ``tests/oracles/run.sh`` builds the
-environment that both packages need and runs this file in it.
+environment that the packages need and runs this file in it.
 """
 
 # pyright: reportMissingImports=false
@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import sys
 import warnings
-from dataclasses import dataclass
 from functools import partial
 from types import SimpleNamespace
 from typing import Any
@@ -27,6 +26,8 @@ from rlinf.algorithms import advantages as rlinf_adv  # noqa: E402
 from rlinf.algorithms import losses as rlinf_loss  # noqa: E402
 from rlinf.algorithms import utils as rlinf_utils  # noqa: E402
 from rlinf.utils.utils import get_loss_agg_func  # noqa: E402
+from table import GROUP, ROWS, N, Row, T, differs, ratios, report, same  # noqa: E402
+from trl_peer import compare_trl  # noqa: E402
 from verl.trainer.ppo import core_algos as verl  # noqa: E402
 
 from embodied_rl.advantages.gae import gae, gae_advantages  # noqa: E402
@@ -39,52 +40,6 @@ from embodied_rl.losses.policy import clipped_surrogate  # noqa: E402
 from embodied_rl.losses.reduce import masked_mean  # noqa: E402
 from embodied_rl.losses.value import value_loss  # noqa: E402
 from embodied_rl.types import Rollout  # noqa: E402
-
-T, N, GROUP = 21, 12, 4
-"""Steps (or tokens), environments (or responses), size of a group."""
-
-
-@dataclass(frozen=True)
-class Row:
-    """One line of the table."""
-
-    quantity: str
-    peer: str
-    relation: str
-    difference: float
-    passed: bool
-
-
-ROWS: list[Row] = []
-
-
-def largest(a: Tensor | float, b: Tensor | float) -> float:
-    """Largest absolute difference."""
-    a, b = torch.as_tensor(a).double(), torch.as_tensor(b).double()
-    return (a - b).abs().max().item()
-
-
-def same(
-    quantity: str, peer: str, ours: Tensor | float, theirs: Tensor | float, *, atol: float = 1e-5
-) -> None:
-    """Record that two results must be equal."""
-    gap = largest(ours, theirs)
-    ROWS.append(Row(quantity, peer, "equal", gap, gap <= atol))
-
-
-def differs(
-    quantity: str,
-    peer: str,
-    ours: Tensor | float,
-    theirs: Tensor | float,
-    *,
-    why: str,
-    corrected: Tensor | float | None = None,
-) -> None:
-    """Record a difference by design; ``corrected`` is theirs expressed through ours."""
-    gap = largest(ours, theirs)
-    explained = corrected is None or largest(corrected, theirs) < 1e-4
-    ROWS.append(Row(quantity, peer, f"differs: {why}", gap, gap > 1e-4 and explained))
 
 
 def responses(seed: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -245,15 +200,6 @@ def compare_reinforce() -> None:
         )
 
 
-def ratios(seed: int, spread: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Log-likelihoods, old ones, advantages and mask, ``[N, T]``."""
-    rng = torch.Generator().manual_seed(seed)
-    old = torch.randn(N, T, generator=rng)
-    log_probs = old + spread * torch.randn(N, T, generator=rng)
-    advantages = torch.randn(N, T, generator=rng)
-    return log_probs, old, advantages, torch.rand(N, T, generator=rng) < 0.7
-
-
 def compare_policy_loss() -> None:
     """The clipped surrogate with dual clip: value, gradient and statistics."""
     log_probs, old, advantages, mask = ratios(4, 0.8)
@@ -360,14 +306,8 @@ def main() -> int:
     compare_value_loss()
     compare_kl_and_entropy()
     compare_reductions()
-    print("| quantity | against | relation | largest difference | result |")
-    print("|---|---|---|---|---|")
-    for row in ROWS:
-        result = "pass" if row.passed else "**FAIL**"
-        print(f"| {row.quantity} | {row.peer} | {row.relation} | {row.difference:.1e} | {result} |")
-    failed = sum(not row.passed for row in ROWS)
-    print(f"\n{len(ROWS)} comparisons, {failed} failed.")
-    return 1 if failed else 0
+    compare_trl()
+    return 1 if report() else 0
 
 
 if __name__ == "__main__":

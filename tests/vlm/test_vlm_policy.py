@@ -311,3 +311,20 @@ def test_what_cannot_be_served_is_refused_in_a_sentence(tmp_path):
         obs = conversations(("What colour?", [BLUE]))
         obs["image_sizes"][:] = 56
         make().sample(obs, generator=generator())
+
+
+@pytest.mark.parametrize("stop", [(), ("e",)])
+def test_answers_that_were_cut_and_tokens_that_are_digits_are_marked(stop):
+    policy, obs = make(max_new_tokens=6, temperature=3.0, stop=stop), mixed(copies=100)
+    sampled = policy.sample(obs, generator=generator())
+    replay, ends = sampled.replay, {policy.tokenizer.eos_token_id}
+    ends |= set(torch.tensor(policy.model.generation_config.eos_token_id or []).view(-1).tolist())
+    rows = zip(replay["tokens"].tolist(), replay["num_tokens"].tolist(), strict=True)
+    for row, (tokens, count) in enumerate(rows):
+        said = policy.tokenizer.decode(tokens[:count], skip_special_tokens=True)
+        finished = tokens[count - 1] in ends or any(word in said for word in stop)
+        assert bool(replay["unfinished"][row]) == (not finished) and (finished or count == 6)
+        words = policy.tokenizer.convert_ids_to_tokens(tokens)
+        digits = [any(c in "0123456789" for c in word) for word in words]
+        assert replay["numeric"][row].tolist() == [d and i < count for i, d in enumerate(digits)]
+    assert 0 < replay["unfinished"].sum() < len(replay["unfinished"]) and replay["numeric"].any()

@@ -1,0 +1,119 @@
+"""Attention of prompts and their answers, against one row of keys after the other in float64."""
+
+import pytest
+import torch
+from conversations import generator, given_answers, make, mixed, no_actions
+
+pytest.importorskip("transformers", reason="the extra vlm is not installed")
+
+from embodied_rl.policies.vlm.packing import Decoding, Packing
+
+HEADS, KEYS, FEATURES, SCALE = 4, 2, 8, 0.3
+PROMPTS = torch.tensor([5, 2, 7])
+ROWS = torch.tensor([2, 0, 2, 2, 0, 2])  # the second prompt has no answer
+ANSWERS = torch.tensor([3, 6, 1, 4, 6, 2])
+LAST = torch.arange(7) >= 7 - PROMPTS.unsqueeze(1)
+
+windows = pytest.mark.parametrize("window", [None, 3])
+
+
+def drawn(lengths=ANSWERS):
+    count = int(PROMPTS.sum() + lengths.sum())
+    shapes = [(1, heads, count, FEATURES) for heads in (HEADS, KEYS, KEYS)]
+    g = torch.Generator().manual_seed(0)
+    return [torch.randn(shape, generator=g).requires_grad_() for shape in shapes]
+
+
+def one_by_one(q, k, v, window, lengths=ANSWERS):
+    """``[S, h, d]``, every query with the keys that it sees."""
+    ends = torch.cat([PROMPTS, lengths]).cumsum(0).tolist()
+    spans = [range(b - int(n), b) for b, n in zip(ends, [*PROMPTS, *lengths], strict=True)]
+    outputs = {}
+    for number, span in enumerate(spans):
+        before = [] if number < len(PROMPTS) else list(spans[int(ROWS[number - len(PROMPTS)])])
+        for place, token in enumerate(span):
+            seen = [*before, *span[: place + 1]]
+            seen = seen if window is None else seen[-window:]
+            for head in range(HEADS):
+                key = head * KEYS // HEADS
+                p = torch.softmax(SCALE * (k[0, key, seen] @ q[0, head, token]), 0)
+                outputs[token, head] = p @ v[0, key, seen]
+    tokens = range(ends[-1])
+    return torch.stack([torch.stack([outputs[t, h] for h in range(HEADS)]) for t in tokens])
+
+
+@windows
+@pytest.mark.parametrize("lengths", [ANSWERS, torch.tensor([0, 6, 0, 1, 0, 2]), 0 * ANSWERS])
+def test_answers_see_their_prompt_and_themselves_and_so_do_gradients(window, lengths):
+    q, k, v = drawn(lengths)
+    layout = Packing(LAST, ROWS, lengths)
+    found = layout.attend(0, q, k, v, scale=SCALE, window=window)[0]
+    expected = one_by_one(q.double(), k.double(), v.double(), window, lengths)
+    torch.testing.assert_close(found.double(), expected, atol=1e-6, rtol=1e-5)
+    by = torch.randn(expected.shape, generator=generator(), dtype=torch.float64)
+    wanted = torch.autograd.grad((expected * by).sum(), (q, k, v))
+    gradients = torch.autograd.grad((found.double() * by).sum(), (q, k, v))
+    for a, b in zip(gradients, wanted, strict=True):
+        torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
+
+
+def test_scores_that_would_overflow_stay_finite():
+    q, k, v = drawn()
+    layout = Packing(LAST, ROWS, ANSWERS)
+    found = layout.attend(0, q * 1000, k, v, scale=1.0, window=None)
+    gradients = torch.autograd.grad(found.sum(), (q, k, v))
+    assert all(bool(x.isfinite().all()) for x in (found, *gradients))
+
+
+@windows
+@torch.no_grad()
+def test_token_by_token_gives_what_the_whole_answer_gives(window):
+    lengths = torch.full_like(ANSWERS, 6)
+    q, k, v = drawn(lengths)
+    keep = {}
+    layout = Packing(LAST, ROWS, lengths, keep=keep)
+    whole = layout.attend(0, q, k, v, scale=SCALE, window=window)[0]
+    decoding = Decoding(keep, LAST, ROWS, room=6)
+    rows = torch.arange(len(ROWS))
+    for place in range(6):
+        if place in (2, 4):  # some answers are finished, and with them a prompt
+            left = torch.tensor([0, 2, 3, 5]) if place == 2 else torch.tensor([1, 3])
+            decoding.select(left)
+            rows = rows[left]
+        index = layout.answer_index[rows, place]
+        token = (x[0].transpose(0, 1)[index].unsqueeze(2) for x in (q, k, v))
+        found = decoding.attend(0, *token, scale=SCALE, window=window)[:, 0]
+        decoding.advance()
+        torch.testing.assert_close(found, whole[index], atol=1e-6, rtol=1e-5)
+
+
+def test_a_shuffled_minibatch_has_the_scores_and_gradients_of_its_rows_alone():
+    policy, obs, replay = make(), mixed(copies=2), given_answers()
+    order = torch.tensor([4, 0, 5, 2, 1])  # two answers to two prompts, one to another
+    weight = torch.randn(6, 9, generator=generator())
+
+    def scored(rows):
+        obs_rows = {name: value[rows] for name, value in obs.items()}
+        replay_rows = {name: value[rows] for name, value in replay.items()}
+        output = policy.log_prob(obs_rows, no_actions(len(rows)), replay_rows)
+        policy.zero_grad()
+        (weight[rows] * (output.log_probs + 0.1 * output.entropy)).sum().backward()
+        gradients = {n: p.grad for n, p in policy.named_parameters() if p.grad is not None}
+        return output.log_probs.detach(), gradients
+
+    together, gradients = scored(order)
+    alone = [scored(order[n : n + 1]) for n in range(len(order))]
+    torch.testing.assert_close(together, torch.cat([a for a, _ in alone]), atol=1e-5, rtol=1e-5)
+    for name, gradient in gradients.items():
+        total = torch.stack([each[name] for _, each in alone if name in each]).sum(0)
+        scale = float(total.abs().max())
+        torch.testing.assert_close(gradient, total, atol=1e-4 * scale + 1e-7, rtol=1e-3)
+
+
+def test_answers_to_one_prompt_are_those_it_gets_alone():
+    policy, obs = make(max_new_tokens=8, seed=1), mixed(copies=3)
+    together = policy.sample(obs, deterministic=True, generator=None).actions
+    for n in range(9):
+        row = {name: value[n : n + 1] for name, value in obs.items()}
+        alone = policy.sample(row, deterministic=True, generator=None).actions
+        assert torch.equal(alone[0], together[n])
