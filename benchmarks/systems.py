@@ -55,6 +55,8 @@ LEVELS = 35
 """A value in [0, 1] is stored as one digit of base 36."""
 FIRST_TUNING_SEED = 10
 """From this seed on settings may be chosen: questions are then other ones, of the train split."""
+READERS: dict[str, Any] = {}
+"""Prompt readers by model: all cases are asked the same questions, which are read once."""
 Array = npt.NDArray[np.float64]
 
 
@@ -133,7 +135,8 @@ def run_stage(config: TrainConfig, folder: Path) -> float:
 
 def ask(case: Case, folder: str, options: Mapping[str, Any]) -> tuple[dict[str, str], float]:
     """(value of every metric on every question as base-36 digits, mean tokens of an answer)."""
-    policy, config, _ = load_policy(folder)
+    loaded, config, _ = load_policy(folder)
+    policy: Any = loaded
     tuning = case.seed >= FIRST_TUNING_SEED
     changes = {**options, **({"split": "train"} if tuning else {})}
     blank = changes.pop("blank", False)
@@ -144,6 +147,7 @@ def ask(case: Case, folder: str, options: Mapping[str, Any]) -> tuple[dict[str, 
     count = len(env.task_names)
     rows = torch.arange(QUESTIONS)
     seeds = SPLIT_RANGES["tune" if tuning else "test"] + rows // count
+    policy.reader = READERS.setdefault(config.policy.options["model"], policy.reader)
     obs: TensorDict = start(env, task_ids=rows % count, episode_seeds=seeds).obs
     if blank:
         obs = {**obs, "images": torch.full_like(obs["images"], 128)}
@@ -157,9 +161,8 @@ def ask(case: Case, folder: str, options: Mapping[str, Any]) -> tuple[dict[str, 
         )
         for name in case.system.metrics
     }
-    vlm: Any = policy
     env.close()
-    return values, round(float(vlm.encode(said)[1].double().mean()), 2)
+    return values, round(float(policy.encode(said)[1].double().mean()), 2)
 
 
 def as_digit(value: float) -> str:
@@ -288,10 +291,28 @@ def current(system: System, records: Sequence[Mapping[str, Any]]) -> list[Mappin
 
 def write_page(records: Sequence[Mapping[str, Any]]) -> None:
     """``docs/systems.md``: a row per system, and the rows of ``docs/systems/*.md``."""
-    rows = {system.number: row(system, records) for system in SYSTEMS}
-    lines = [rows[number] for number in sorted(rows)]
-    parts = [path.read_text().strip() for path in sorted(FRAGMENTS.glob("*.md"))]
-    PAGE.write_text(HEAD + "\n".join(lines) + "\n" + "".join(f"\n{part}\n" for part in parts))
+    rows = [row(system, records) for system in SYSTEMS]
+    rest: list[str] = []
+    for path in sorted(FRAGMENTS.glob("*.md")):
+        mine, other = split_fragment(path.read_text())
+        rows += mine
+        rest += [other] if other else []
+    rows.sort(key=lambda line: int(line.split("|")[1]))
+    PAGE.write_text(HEAD + "\n".join(rows) + "\n" + "".join(f"\n{part}\n" for part in rest))
+
+
+def split_fragment(page: str) -> tuple[list[str], str]:
+    """Rows of a fragment that fit the table (a number first, as many cells), and all other text."""
+    columns = HEAD.splitlines()[-1].count("|")
+    lines = page.strip().splitlines()
+    fits = [
+        line.split("|")[1].strip().isdigit() if line.count("|") == columns else False
+        for line in lines
+    ]
+    rows = [line for line, fit in zip(lines, fits, strict=True) if fit]
+    if rows:
+        return rows, ""
+    return [], page.strip()
 
 
 def main() -> None:

@@ -9,12 +9,16 @@ system's reward. A minute or less on one core. `benchmarks.systems` tests them; 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from embodied_rl.config import EnvConfig, EvalConfig, ImitationConfig, TrainConfig, component
 
 ROWS = 128
 """Answers per update: eight to each of 16 questions."""
+
+SHAPES = {"size": 28, "grid": 2, "num_objects": 2}
+"""Two objects, each in a corner of its own that is one token."""
 
 
 def _recipe(
@@ -38,15 +42,21 @@ def _recipe(
         ),
         policy=component("policies", "vlm", model="tiny/qwen2_5_vl_small", max_new_tokens=tokens),
         algorithm=component(
-            "algorithms", "grpo", learning_rate=3e-4, num_epochs=1, num_minibatches=2
+            "algorithms", "grpo", learning_rate=5e-4, num_epochs=1, num_minibatches=2
         ),
         advantage=component("advantages", "group_relative"),
         imitation=ImitationConfig(
-            episodes_per_task=1000, num_steps=imitation_steps, batch_size=32, learning_rate=4e-3
+            episodes_per_task=400, num_steps=imitation_steps, batch_size=32, learning_rate=4e-3
         ),
         evaluation=EvalConfig(episodes=200, env_options={"split": "heldout"}),
         total_env_steps=updates * ROWS,
     )
+
+
+def with_full_prompt(config: TrainConfig) -> TrainConfig:
+    """For tasks that have no brief one."""
+    simulator = config.env.simulator.replace(prompt="full")
+    return replace(config, env=replace(config.env, simulator=simulator))
 
 
 def jigsaw_r1() -> TrainConfig:
@@ -56,9 +66,22 @@ def jigsaw_r1() -> TrainConfig:
         "jigsaw_full",
         knobs={"jigsaw_full": {"rows": 2, "columns": 1, "size": 28, "num_shapes": 2}},
         tokens=8,
-        imitation_steps=150,
-        updates=60,
+        imitation_steps=80,
+        updates=25,
     )
+
+
+def cad_rl() -> TrainConfig:
+    """System 22, CAD-RL: the CadQuery program of a drawn solid, paid by the solid it builds."""
+    config = _recipe(
+        "vqa/cad_rl",
+        "cad_code",
+        knobs={"cad_code": {"kinds": ["tube", "shaft"], "size": 56}},
+        tokens=128,
+        imitation_steps=600,
+        updates=25,
+    )
+    return with_full_prompt(config)
 
 
 def cls_rl() -> TrainConfig:
@@ -70,7 +93,7 @@ def cls_rl() -> TrainConfig:
         reward="no_think_equal",
         tokens=4,
         imitation_steps=60,
-        updates=80,
+        updates=25,
     )
 
 
@@ -81,8 +104,8 @@ def mm_r5() -> TrainConfig:
         "page_rerank",
         knobs={"page_rerank": {"num_pages": 3, "width": 84, "height": 48, "hard_share": 0.0}},
         tokens=10,
-        imitation_steps=300,
-        updates=60,
+        imitation_steps=120,
+        updates=25,
     )
 
 
@@ -98,21 +121,44 @@ def timemaster() -> TrainConfig:
         reward="ts_composite",
         answer_form="think",
         tokens=32,
-        imitation_steps=300,
-        updates=60,
+        imitation_steps=150,
+        updates=25,
     )
+
+
+def msrl() -> TrainConfig:
+    """System 32, MSRL: the program of a chart, paid by its text.
+
+    The second stage starts from these weights: ``--env.simulator.reward chart_visual``.
+    """
+    chart = {"kinds": ["bar"], "num_points": 2, "width": 96, "height": 96}
+    config = _recipe(
+        "vqa/msrl",
+        "chart_to_code",
+        knobs={"chart_to_code": chart},
+        tokens=480,
+        imitation_steps=600,
+        updates=20,
+    )
+    return with_full_prompt(config)
 
 
 def r1_reward() -> TrainConfig:
     """System 48, R1-Reward: which of two replies about a picture is right?"""
-    question = {"kinds": ["colour", "position"], "size": 28, "grid": 2, "num_objects": 2}
+    question = {
+        "kinds": ["colour", "position"],
+        "size": 28,
+        "grid": 2,
+        "max_count": 2,
+        "num_objects": 2,
+    }
     return _recipe(
         "vqa/r1_reward",
         "pairwise_judge",
         knobs={"pairwise_judge": {"question": question}},
         tokens=4,
-        imitation_steps=200,
-        updates=100,
+        imitation_steps=120,
+        updates=25,
     )
 
 
@@ -121,12 +167,20 @@ def srpo() -> TrainConfig:
     return _recipe(
         "vqa/srpo",
         "shapes_vqa",
-        knobs={"shapes_vqa": {"kinds": ["position"], "size": 28, "grid": 2, "num_objects": 2}},
+        knobs={
+            "shapes_vqa": {
+                "kinds": ["position"],
+                "size": 28,
+                "grid": 2,
+                "max_count": 2,
+                "num_objects": 2,
+            }
+        },
         reward="reflection_transition",
         answer_form="reflect",
         tokens=32,
-        imitation_steps=200,
-        updates=60,
+        imitation_steps=120,
+        updates=25,
     )
 
 
@@ -145,8 +199,8 @@ def timelens() -> TrainConfig:
             }
         },
         tokens=10,
-        imitation_steps=150,
-        updates=60,
+        imitation_steps=80,
+        updates=25,
     )
 
 
@@ -165,8 +219,8 @@ def star_r1() -> TrainConfig:
             }
         },
         tokens=24,
-        imitation_steps=300,
-        updates=60,
+        imitation_steps=150,
+        updates=25,
     )
 
 
@@ -177,14 +231,13 @@ def affordance_r1() -> TrainConfig:
         "affordance_points",
         knobs={"affordance_points": {"size": 56, "clutter": 0, "min_scale": 0.5, "max_scale": 0.9}},
         tokens=10,
-        imitation_steps=300,
-        updates=100,
+        imitation_steps=120,
+        updates=25,
     )
 
 
 def mixed_r1() -> TrainConfig:
     """System 67, Mixed-R1: four kinds of tasks in one batch, each with its own reward."""
-    shapes = {"size": 28, "grid": 2, "num_objects": 2}
     return _recipe(
         "vqa/mixed_r1",
         "shapes_vqa",
@@ -192,14 +245,14 @@ def mixed_r1() -> TrainConfig:
         "digits",
         "retrieval_embed",
         knobs={
-            "shapes_vqa": {"kinds": ["position"], **shapes},
-            "shapes_ground": shapes,
+            "shapes_vqa": {"kinds": ["position"], "max_count": 2, **SHAPES},
+            "shapes_ground": SHAPES,
             "digits": {"shots": 0},
             "retrieval_embed": {"size": 28, "num_candidates": 20},
         },
         tokens=24,
-        imitation_steps=400,
-        updates=60,
+        imitation_steps=200,
+        updates=25,
     )
 
 
@@ -210,8 +263,8 @@ def ume_r1() -> TrainConfig:
         "retrieval_embed",
         knobs={"retrieval_embed": {"size": 28}},
         tokens=26,
-        imitation_steps=300,
-        updates=60,
+        imitation_steps=150,
+        updates=25,
     )
 
 
@@ -219,8 +272,10 @@ def recipes() -> dict[str, Callable[[], TrainConfig]]:
     """Recipes of this file by name."""
     functions = (
         jigsaw_r1,
+        cad_rl,
         cls_rl,
         mm_r5,
+        msrl,
         timemaster,
         r1_reward,
         srpo,

@@ -1,13 +1,17 @@
 import math
+from argparse import Namespace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 
-from benchmarks.systems import as_digit, as_values, interval, judge, verdict_of
+from benchmarks import systems
+from benchmarks.systems import Case, as_digit, as_values, interval, judge, verdict_of
 from benchmarks.systems_catalogue import METRICS, SYSTEMS, Rule
 from embodied_rl.config import overlay
 from embodied_rl.configs import builtin_recipes
+from embodied_rl.envs import make_env
 from embodied_rl.types import Question
 
 
@@ -81,6 +85,12 @@ def test_every_system_is_made_of_what_there_is(system):
             config = overlay(recipe(), stage)
             assert config.evaluation.env_options["split"] == "heldout"
         assert overlay(recipe(), variant.stages[0]).total_env_steps == 0
+        case = Case(system, variant, 0)
+        for options in case.views.values():
+            asked = {key: value for key, value in options.items() if key != "blank"}
+            plain = {"reward": "correct", "reward_options": {}}  # what it needs may be missing
+            simulator = case.configs[-1].env.simulator.replace(**asked, **plain)
+            make_env("vqa", num_envs=1, seed=0, **simulator.options).reset()
     places = {
         f"{variant.name}:{metric}@{view}".removesuffix("@")
         for variant in system.variants
@@ -115,3 +125,44 @@ def test_attempts_and_pages_are_told_apart():
     assert METRICS["found"](asked, "", "plain") == 0.0
     assert math.isnan(METRICS["shapes_vqa"](asked, "red", "plain"))
     assert METRICS["shapes_vqa"](question, "red", "plain") == 1.0
+
+
+def test_rows_of_others_join_the_table_and_other_text_follows_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(systems, "PAGE", tmp_path / "systems.md")
+    monkeypatch.setattr(systems, "FRAGMENTS", tmp_path)
+    (tmp_path / "a.md").write_text("| no. | a |\n|---|\n| 11 | b | c | d | e | pass | 3 |\n")
+    (tmp_path / "b.md").write_text("## More\n\nWords.\n")
+    systems.write_page([])
+    lines = systems.PAGE.read_text().splitlines()
+    rows = [line for line in lines if line[:3].strip("| ").isdigit()]
+    numbers = [int(line.split("|")[1]) for line in rows]
+    assert numbers == sorted([11, *(system.number for system in SYSTEMS)])
+    assert all(line.count("|") == 8 for line in rows)
+    assert lines[-1] == "Words." and "not run" in rows[0]
+
+
+def test_a_case_is_run_once_and_shares_its_first_stages(tmp_path, monkeypatch):
+    trained = []
+
+    def train(config, *, folder, final):
+        trained.append((config.total_env_steps, bool(config.init_from)))
+
+    answers = ({"right": "z0"}, 2.0)
+    monkeypatch.setattr(systems, "train", train)
+    monkeypatch.setattr(systems, "ask", lambda case, folder, options: answers)
+    system = replace(SYSTEMS[0], variants=SYSTEMS[0].variants[:2])
+    options = Namespace(seeds=[3], variants=[], runs=tmp_path, records=tmp_path / "r.jsonl")
+    records = []
+    systems.run_system(system, options, records)
+    assert [r["variant"] for r in records] == ["sft 2x1", "rl 2x1"]
+    assert trained == [(0, False), (25 * 128, True)]
+    systems.run_system(system, options, list(records))
+    assert len(trained) == 2 and len(options.records.read_text().splitlines()) == 2
+    other = replace(system, metrics=("right",))
+    systems.run_system(other, options, list(records))
+    assert len(trained) == 2 and len(options.records.read_text().splitlines()) == 4
+    figures = systems.Figures(system, systems.current(system, records))
+    rates, lengths = figures.table("rl 2x1:right"), figures.table("rl 2x1:tokens@blank")
+    assert rates is not None and rates.tolist() == [[1.0, 0.0]]
+    assert lengths is not None and lengths.tolist() == [[2.0]]
+    assert figures.table("rl 2x2:right") is None
