@@ -102,20 +102,37 @@ class PromptReader:
                 f"a conversation shows {wanted} images and its observation holds {len(images)}: "
                 "give image_sizes above 0 to exactly those images that the chat names"
             )
-        tokenizer = self.processor.tokenizer
         if self.processor.chat_template is None:
-            text = "\n".join(part["text"] for part in _parts(messages) if part["type"] == "text")
-        else:
-            text = tokenizer.apply_chat_template(
-                messages,
-                chat_template=self.processor.chat_template,
-                add_generation_prompt=True,
-                tokenize=False,
-            )
+            return self._without_template(messages, images)
+        text = self.processor.tokenizer.apply_chat_template(
+            messages,
+            chat_template=self.processor.chat_template,
+            add_generation_prompt=True,
+            tokenize=False,
+        )
         output = self.processor(
             text=[text], images=[images] if images else None, return_tensors="pt"
         )
         return {name: value for name, value in output.items() if isinstance(value, Tensor)}
+
+    def _without_template(
+        self, messages: list[dict[str, Any]], images: list[Image.Image]
+    ) -> TensorDict:
+        """A prompt of PaliGemma: its images, then what all messages say, nobody being named."""
+        tokenizer = self.processor.tokenizer
+        text = "\n".join(part["text"] for part in _parts(messages) if part["type"] == "text")
+        if images:
+            marks = self.processor.image_token * len(images)
+            output = self.processor(text=[marks + text], images=[images], return_tensors="pt")
+        else:  # which its processor would refuse
+            output = tokenizer(
+                [f"{tokenizer.bos_token}{text}\n"],
+                add_special_tokens=False,
+                return_token_type_ids=True,
+                return_tensors="pt",
+            )
+        # the prompt is its own label where no answer is given along with it
+        return {name: value for name, value in output.items() if name != "labels"}
 
 
 def unique_prompts(arrays: dict[str, np.ndarray]) -> tuple[list[int], list[int], list[bytes]]:
