@@ -19,7 +19,7 @@ SPEC = PolicySpec(
     text_bytes=ANSWER,
 )
 RED, GREEN, BLUE = (230, 20, 20), (20, 200, 40), (30, 40, 220)
-KINDS = ("qwen2_5_vl", "qwen3_vl", "smolvlm", "internvl", "gemma3")
+KINDS = ("qwen2_5_vl", "qwen3_vl", "smolvlm", "internvl", "gemma3", "llava", "paligemma")
 
 
 def make(kind: str = "qwen2_5_vl", *, seed: int = 0, **options: Any) -> Any:
