@@ -190,7 +190,7 @@ def molecule(draw: random.Random) -> tuple[str, str]:
 def generator_of(seed: int) -> Any:
     """A generator of valid strings that does not know what the motif is for."""
     policy = writer(seed, alphabet=ATOMS + "()", max_new_tokens=16, prompt_length=3, critic="trunk")
-    imitate(policy, molecule, steps=400, seed=seed)
+    imitate(policy, molecule, steps=300, seed=seed)
     return policy
 
 
@@ -241,7 +241,7 @@ def molecules_run(seed: int, baseline: Baseline) -> dict[str, Any]:
     before, _ = judged()
     env = Questions(seen, affinity, num_envs=128, group=4, seed=seed)
     update, advantage = reinforce(policy, baseline=baseline)
-    learn(env, update, advantage, steps=250, seed=seed)
+    learn(env, update, advantage, steps=150, seed=seed)
     after, share = judged()
     print(f"    seed {seed}, baseline {baseline}: {statistics.mean(before):.3f} -> "
           f"{statistics.mean(after):.3f}, valid {share:.3f}", flush=True)  # fmt: skip
@@ -267,12 +267,12 @@ def paccmann(seeds: int) -> None:
 
 
 def gradient_variance(seed: int, policy: Any, motifs: list[str]) -> None:
-    """Spread of 100 gradients at the weights that were trained, with the baseline and without."""
+    """Spread of 60 gradients at the weights that were trained, with the baseline and without."""
     from scipy import stats
 
     env = Questions(motifs * 2, affinity, num_envs=64, group=1, seed=seed)
     baselines: tuple[Baseline, ...] = ("values", "none")
-    arms = [gradients(policy, env, baseline=b, count=100, seed=seed) for b in baselines]
+    arms = [gradients(policy, env, baseline=b, count=60, seed=seed) for b in baselines]
     total = (arms[0].var(0).sum() / arms[1].var(0).sum()).item()
     direction = torch.cat(arms).mean(0)
     shadows = [(rows @ direction / direction.norm()).tolist() for rows in arms]
@@ -354,7 +354,7 @@ def cad_run(seed: int, weight: float) -> tuple[float, float, float]:
         numeric_weight=weight,
     )
     env = Questions(seen, geometry, num_envs=128, group=8, seed=seed)
-    learn(env, GRPO(policy, config), group_relative, steps=100, seed=seed)
+    learn(env, GRPO(policy, config), group_relative, steps=60, seed=seed)
     after, reward = (
         mean_score(policy, held_out * 10, f, seed=seed + 1) for f in (absolute_error, geometry)
     )
@@ -385,7 +385,7 @@ def summed(question: str, answer: str) -> float:
 def thinker(seed: int) -> Any:
     """A policy that answers after up to 12 dots, and is cut after 9 characters."""
     policy = writer(seed, alphabet="0123456789.", max_new_tokens=14, prompt_length=2)
-    imitate(policy, thought, steps=400, seed=seed)
+    imitate(policy, thought, steps=300, seed=seed)
     policy.max_new_tokens = 9
     return policy
 
@@ -401,7 +401,7 @@ def overlong_run(seed: int, skip: bool) -> tuple[float, float, float]:
 
     before = statistics.mean(cut() for _ in range(4))
     config = GRPO.Config(learning_rate=1e-3, num_epochs=1, num_minibatches=2, skip_unfinished=skip)
-    learn(env, GRPO(policy, config), group_relative, steps=100, seed=seed)
+    learn(env, GRPO(policy, config), group_relative, steps=60, seed=seed)
     reward = statistics.mean(mean_score(policy, SUMS, summed, seed=s) for s in range(1, 11))
     print(f"    seed {seed}, filter {skip}: cut {before:.3f}, reward {reward:.3f}", flush=True)
     return before, reward, statistics.mean(cut() for _ in range(4))
@@ -488,7 +488,7 @@ def unigrpo(seeds: int, steps: int = 150) -> None:
 
 
 SYSTEMS: dict[str, tuple[Callable[[int], None], int]] = {
-    "22": (cad_rl, 4),
+    "22": (cad_rl, 3),
     "34": (paccmann, 3),
     "46": (unigrpo, 3),
     "48": (stable_reinforce, 5),

@@ -189,16 +189,22 @@ class PolicyGradient:
         """Yield detached statistics after every gradient step.
 
         An empty ``keep`` yields nothing: there is nothing to learn from. ``policy_lag`` is the
-        mean number of updates between the policy that acted and the one that is updated.
+        mean number of updates between the policy that acted and the one that is updated,
+        ``unfinished_fraction`` the share of the kept decisions that ``skip_unfinished`` leaves out.
         """
+        further: Stats = {}
         if self.config.skip_unfinished:
+            before = advantages.keep.sum().clamp(min=1)
             advantages = without_unfinished(rollout, advantages)
+            further["unfinished_fraction"] = 1 - advantages.keep.sum() / before
         rows = self._kept_rows(rollout, advantages)
         total = len(rows.advantages)
         if total == 0:
             return
         self._set_learning_rate(env_steps)
-        lag = self.num_updates - rollout.policy_version[advantages.keep].float().mean()
+        further["policy_lag"] = (
+            self.num_updates - rollout.policy_version[advantages.keep].float().mean()
+        )
         minibatch_size = math.ceil(total / self.config.num_minibatches)
         for _ in range(self.config.num_epochs):
             kl = 0.0
@@ -209,7 +215,7 @@ class PolicyGradient:
                 minibatch = take(shuffled, slice(start, start + minibatch_size))
                 stats = self._gradient_step(minibatch, generator)
                 kl = stats["joint_kl"]
-                yield stats | {"policy_lag": lag}
+                yield stats | further
             if self.config.target_kl and kl > self.config.target_kl:
                 break
         self.num_updates += 1
