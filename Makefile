@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo test slow lint oracles bench vllm-env vllm
+.PHONY: help demo test slow lint oracles bench bench-vlm vllm-env vllm
 
 bin := .venv/bin
 setup := VENV=.venv scripts/setup.sh
@@ -39,6 +39,9 @@ oracles: ## compare with the functions of rlinf and verl, in an environment of t
 bench: ## speed against Stable-Baselines3 and a single-file PPO
 	@$(setup) $(test_extras),sb3
 	@OMP_NUM_THREADS=1 $(bin)/python -m benchmarks
+
+bench-vlm: ## one GRPO iteration on a vision-language model against TRL, in an environment of its own
+	@bash benchmarks/vlm.sh
 
 vllm-env: ## make .venv-vllm, the environment in which vLLM generates (3.5 GB)
 	@scripts/vllm_env.sh
