@@ -141,11 +141,12 @@ class VLLMEngine:
         prompts = self.reader(obs)
         require_room(prompts, sampling.max_new_tokens, context=self.context)
         asked = self._embedded(prompts) if self.decoder_alone else self._with_images(obs)
-        outputs = self.llm.generate(
-            [asked[row] for row in prompts.rows.tolist()],
-            [_parameters(sampling, seed) for seed in seeds.tolist()],
-            use_tqdm=False,
-        )
+        with _undisturbed():
+            outputs = self.llm.generate(
+                [asked[row] for row in prompts.rows.tolist()],
+                [_parameters(sampling, seed) for seed in seeds.tolist()],
+                use_tqdm=False,
+            )
         if not self.decoder_alone:
             _require_same_prompts(prompts, [output.prompt_token_ids for output in outputs])
         return _answers([output.outputs[0] for output in outputs], self.device)
@@ -308,6 +309,9 @@ def _share_processor(architecture: str, processor: Any) -> None:
         def get_supported_mm_limits(self) -> dict[str, int | None]:
             return {"image": None}
 
+        def get_supported_mm_processor_kwargs(self) -> dict[str, set[str]]:
+            return {"text_kwargs": set(), "images_kwargs": set()}
+
     MULTIMODAL_REGISTRY.register_processor(
         parts.processor, info=Info, dummy_inputs=parts.dummy_inputs
     )(model_class)
@@ -337,7 +341,7 @@ def _torchvision_in_name() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _undisturbed() -> Iterator[None]:
-    """Undo that vLLM seeds every global generator and fixes the number of threads for good."""
+    """Undo that vLLM uses the global generators and fixes the number of threads for good."""
     set_num_threads, threads = torch.set_num_threads, torch.get_num_threads()
     states = torch.random.get_rng_state(), np.random.get_state(), random.getstate()
     try:
