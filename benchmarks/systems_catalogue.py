@@ -202,8 +202,8 @@ _BEFORE_AND_AFTER = (
     Variant(name="sft", stages=(SFT,)),
     Variant(name="rl", stages=(SFT, RL), views={"blank": BLANK}),
 )
-LONGER: Stage = ("--imitation.num-steps", "200")
-MORE: Stage = ("--imitation.num-steps", "120")
+LONGER: Stage = ("--imitation.num-steps", "600", "--imitation.episodes-per-task", "3000")
+MORE: Stage = ("--imitation.num-steps", "900")
 _TURNED = {"turned": {"knobs": {"digits": {"turn": 15}}}}
 _THINK: Stage = (
     "--env.simulator.answer-form",
@@ -211,27 +211,27 @@ _THINK: Stage = (
     "--env.simulator.reward",
     "accuracy_and_format",
     "--policy.max-new-tokens",
-    "24",
+    "48",
 )
 _THINK_FILM: Stage = (
     "--env.simulator.answer-form",
     "think",
     "--policy.max-new-tokens",
-    "36",
+    "56",
 )
 _FILM = {"num_frames": 6, "size": 14, "grid": 1, "num_objects": 0, "seconds_per_frame": 1}
 _NOISY = _knobs("temporal_grounding", **_FILM, label_noise=0.3)
 _SEEN = {"seen": {"split": "train"}}
 
 
-MIXED_UPDATES = 25
+MIXED_UPDATES = 60
 
 
 def _alone(task: str, *, updates: int) -> Stage:
     """One task of the mixture: as many gradient steps, a quarter of the rows of each."""
     knobs = builtin_recipes()["vqa/mixed_r1"]().env.simulator.options["knobs"][task]
     rows = ROWS // len(FOUR)
-    steps = {"env.num-envs": rows, "imitation.batch-size": 8, "total-env-steps": updates * rows}
+    steps = {"env.num-envs": rows, "imitation.batch-size": 16, "total-env-steps": updates * rows}
     changes = [word for key, value in steps.items() for word in (f"--{key}", str(value))]
     return ("--env.simulator.tasks", task, *_knobs(task, **knobs), *changes)
 

@@ -1,9 +1,10 @@
 """Recipes of published systems that answer questions about pictures, by system number.
 
-Each is the smallest form of a system's mechanism: a Qwen2.5-VL of 0.6 M parameters with random
-weights learns the task of the system by imitation for a few hundred steps, then by GRPO with the
-system's reward. A minute or less on one core. `benchmarks.systems` tests them; any other model:
-``--policy.model FOLDER_OR_HUB_NAME --env.simulator.prompt full``.
+Each is the smallest form of a system's mechanism: a policy of 0.3 M parameters with random weights
+that writes characters (``picture_generator``) learns the task of the system by imitation for a few
+hundred steps, then by GRPO with the system's reward. Less than a minute on one core.
+`benchmarks.systems` tests them. A vision-language model instead: ``--policy.name vlm --policy.model
+FOLDER_OR_HUB_NAME --env.simulator.prompt full``.
 """
 
 from __future__ import annotations
@@ -14,8 +15,8 @@ from typing import Any
 
 from embodied_rl.config import EnvConfig, EvalConfig, ImitationConfig, TrainConfig, component
 
-ROWS = 128
-"""Answers per update: eight to each of 16 questions."""
+ROWS = 256
+"""Answers per update: sixteen to each of 16 questions."""
 
 SHAPES = {"size": 28, "grid": 2, "num_objects": 2}
 """Two objects, each in a corner of its own that is one token."""
@@ -26,8 +27,10 @@ def _recipe(
     *tasks: str,
     knobs: Mapping[str, Any],
     reward: str = "task",
-    tokens: int,
+    characters: int,
+    prompt: int = 32,
     imitation_steps: int,
+    questions: int = 4000,
     updates: int,
     **options: Any,
 ) -> TrainConfig:
@@ -38,15 +41,20 @@ def _recipe(
                 "envs", "vqa", tasks=tasks, knobs=knobs, reward=reward, prompt="brief", **options
             ),
             num_envs=ROWS,
-            group_size=8,
+            group_size=16,
         ),
-        policy=component("policies", "vlm", model="tiny/qwen2_5_vl_small", max_new_tokens=tokens),
+        policy=component(
+            "policies", "picture_generator", max_new_tokens=characters, prompt_length=prompt
+        ),
         algorithm=component(
             "algorithms", "grpo", learning_rate=5e-4, num_epochs=1, num_minibatches=2
         ),
         advantage=component("advantages", "group_relative"),
         imitation=ImitationConfig(
-            episodes_per_task=400, num_steps=imitation_steps, batch_size=32, learning_rate=4e-3
+            episodes_per_task=questions,
+            num_steps=imitation_steps,
+            batch_size=64,
+            learning_rate=2e-3,
         ),
         evaluation=EvalConfig(episodes=200, env_options={"split": "heldout"}),
         total_env_steps=updates * ROWS,
@@ -65,9 +73,10 @@ def jigsaw_r1() -> TrainConfig:
         "vqa/jigsaw_r1",
         "jigsaw_full",
         knobs={"jigsaw_full": {"rows": 2, "columns": 1, "size": 28, "num_shapes": 2}},
-        tokens=8,
-        imitation_steps=80,
-        updates=25,
+        prompt=6,
+        characters=8,
+        imitation_steps=300,
+        updates=60,
     )
 
 
@@ -77,9 +86,9 @@ def cad_rl() -> TrainConfig:
         "vqa/cad_rl",
         "cad_code",
         knobs={"cad_code": {"kinds": ["tube", "shaft"], "size": 56}},
-        tokens=128,
-        imitation_steps=600,
-        updates=25,
+        characters=400,
+        imitation_steps=300,
+        updates=60,
     )
     return with_full_prompt(config)
 
@@ -91,9 +100,10 @@ def cls_rl() -> TrainConfig:
         "digits",
         knobs={"digits": {"shots": 16}},
         reward="no_think_equal",
-        tokens=4,
-        imitation_steps=60,
-        updates=25,
+        prompt=6,
+        characters=2,
+        imitation_steps=300,
+        updates=60,
     )
 
 
@@ -103,9 +113,10 @@ def mm_r5() -> TrainConfig:
         "vqa/mm_r5",
         "page_rerank",
         knobs={"page_rerank": {"num_pages": 3, "width": 84, "height": 48, "hard_share": 0.0}},
-        tokens=10,
-        imitation_steps=120,
-        updates=25,
+        prompt=11,
+        characters=8,
+        imitation_steps=300,
+        updates=60,
     )
 
 
@@ -120,9 +131,10 @@ def timemaster() -> TrainConfig:
         knobs={"timeseries_plot": {"width": 56, "height": 28}},
         reward="ts_composite",
         answer_form="think",
-        tokens=32,
-        imitation_steps=150,
-        updates=25,
+        prompt=5,
+        characters=64,
+        imitation_steps=300,
+        updates=60,
     )
 
 
@@ -136,9 +148,9 @@ def msrl() -> TrainConfig:
         "vqa/msrl",
         "chart_to_code",
         knobs={"chart_to_code": chart},
-        tokens=480,
-        imitation_steps=600,
-        updates=20,
+        characters=600,
+        imitation_steps=300,
+        updates=60,
     )
     return with_full_prompt(config)
 
@@ -156,9 +168,9 @@ def r1_reward() -> TrainConfig:
         "vqa/r1_reward",
         "pairwise_judge",
         knobs={"pairwise_judge": {"question": question}},
-        tokens=4,
-        imitation_steps=120,
-        updates=25,
+        characters=2,
+        imitation_steps=300,
+        updates=60,
     )
 
 
@@ -178,9 +190,9 @@ def srpo() -> TrainConfig:
         },
         reward="reflection_transition",
         answer_form="reflect",
-        tokens=32,
-        imitation_steps=120,
-        updates=25,
+        characters=64,
+        imitation_steps=300,
+        updates=60,
     )
 
 
@@ -198,9 +210,9 @@ def timelens() -> TrainConfig:
                 "seconds_per_frame": 1,
             }
         },
-        tokens=10,
-        imitation_steps=80,
-        updates=25,
+        characters=8,
+        imitation_steps=300,
+        updates=60,
     )
 
 
@@ -218,9 +230,10 @@ def star_r1() -> TrainConfig:
                 "turn": False,
             }
         },
-        tokens=24,
-        imitation_steps=150,
-        updates=25,
+        prompt=14,
+        characters=26,
+        imitation_steps=300,
+        updates=60,
     )
 
 
@@ -230,9 +243,10 @@ def affordance_r1() -> TrainConfig:
         "vqa/affordance_r1",
         "affordance_points",
         knobs={"affordance_points": {"size": 56, "clutter": 0, "min_scale": 0.5, "max_scale": 0.9}},
-        tokens=10,
-        imitation_steps=120,
-        updates=25,
+        prompt=6,
+        characters=10,
+        imitation_steps=300,
+        updates=60,
     )
 
 
@@ -250,9 +264,9 @@ def mixed_r1() -> TrainConfig:
             "digits": {"shots": 0},
             "retrieval_embed": {"size": 28, "num_candidates": 20},
         },
-        tokens=24,
-        imitation_steps=200,
-        updates=25,
+        characters=56,
+        imitation_steps=300,
+        updates=60,
     )
 
 
@@ -262,9 +276,10 @@ def ume_r1() -> TrainConfig:
         "vqa/ume_r1",
         "retrieval_embed",
         knobs={"retrieval_embed": {"size": 28}},
-        tokens=26,
-        imitation_steps=150,
-        updates=25,
+        prompt=5,
+        characters=56,
+        imitation_steps=300,
+        updates=60,
     )
 
 

@@ -43,6 +43,7 @@ BUILTIN: dict[str, dict[str, str]] = {
         "flow_mlp": "embodied_rl.policies.flow_mlp:FlowMLP",
         "flow_transformer": "embodied_rl.policies.flow_transformer:FlowTransformer",
         "masked_diffusion": "embodied_rl.policies.masked_diffusion:MaskedDiffusion",
+        "picture_generator": "embodied_rl.policies.picture_generator:PictureGenerator",
         "sb3": "embodied_rl.policies.sb3:SB3Policy",
         "string_generator": "embodied_rl.policies.string_generator:StringGenerator",
         "vlm": "embodied_rl.policies.vlm.policy:VLM",

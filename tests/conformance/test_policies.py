@@ -18,7 +18,7 @@ from embodied_rl.registry import BUILTIN
 from embodied_rl.types import PolicyOutput, PolicySpec, TensorDict
 
 BATCH = 6
-WORDS = ("masked_diffusion", "string_generator", "vlm")
+WORDS = ("masked_diffusion", "picture_generator", "string_generator", "vlm")
 """Policies that answer conversations, which have tests of their own."""
 H, D, A = 3, 2, 4
 

@@ -26,10 +26,14 @@ from embodied_rl.types import PolicySpec, Rollout, TensorDict
 
 CHAT, ANSWER = 256, 12
 SPEC = PolicySpec(
-    obs_shapes={"chat": (CHAT,)}, obs_dtypes={"chat": "uint8"}, text_bytes=ANSWER, num_actions=0
+    obs_shapes={"chat": (CHAT,), "images": (1, 8, 8, 3)},
+    obs_dtypes={"chat": "uint8", "images": "uint8"},
+    text_bytes=ANSWER,
+    num_actions=0,
 )
 SMALL: dict[str, dict[str, Any]] = {
     "masked_diffusion": {"dim": 16, "depth": 1, "heads": 2, "prompt_length": 12},
+    "picture_generator": {"dim": 16, "prompt_length": 12},
     "string_generator": {"dim": 16, "prompt_length": 12},
 }
 every_policy = pytest.mark.parametrize("name", SMALL)
@@ -49,7 +53,8 @@ def chat_of(*texts: str) -> TensorDict:
         content = [{"type": "image"}, {"type": "text", "text": text}]
         data = json.dumps([{"role": "user", "content": content}]).encode()
         row[: len(data)] = torch.tensor(list(data), dtype=torch.uint8)
-    return {"chat": rows}
+    shades = torch.tensor([37 * len(text) % 256 for text in texts], dtype=torch.uint8)
+    return {"chat": rows, "images": shades.view(-1, 1, 1, 1, 1).expand(-1, 1, 8, 8, 3).clone()}
 
 
 OBS = chat_of("one", "two", "one", "", "a prompt longer than twelve bytes", "three")
@@ -96,7 +101,7 @@ def test_permuting_rows_and_noise_permutes_the_sample(name, monkeypatch):
 
 @every_policy
 def test_one_token_is_drawn_and_scored_with_its_exact_probability(name):
-    length = {"masked_diffusion": "answer_length", "string_generator": "max_new_tokens"}[name]
+    length = "answer_length" if name == "masked_diffusion" else "max_new_tokens"
     policy = make(name, **{length: 1})
     obs = {"chat": OBS["chat"][:1].expand(4000, -1)}
     sampled = policy.sample(obs, generator=generator())
@@ -144,7 +149,7 @@ def test_imitated_answers_are_given(name):
 def test_other_environments_and_options_are_refused(name):
     with pytest.raises(ValueError, match="needs an environment whose actions are texts"):
         make_policy(name, PolicySpec(obs_shapes={"state": (3,)}, obs_dtypes={"state": "float32"}))
-    length = {"masked_diffusion": "answer_length", "string_generator": "max_new_tokens"}[name]
+    length = "answer_length" if name == "masked_diffusion" else "max_new_tokens"
     with pytest.raises(ValueError, match="does not fit the 12 bytes"):
         make(name, **{length: 13})
     with pytest.raises(ValueError, match="distinct ASCII"):
