@@ -12,7 +12,7 @@ Recipe = Callable[[], TrainConfig]
 
 def builtin_recipes() -> dict[str, Recipe]:
     """Every recipe that ships with the package, by name."""
-    from embodied_rl.configs import atari, envpool, libero, maniskill, metaworld, vqa
+    from embodied_rl.configs import atari, envpool, libero, maniskill, metaworld, mixed, vqa
 
-    families = (metaworld, envpool, atari, libero, maniskill, vqa)
+    families = (metaworld, envpool, atari, libero, maniskill, vqa, mixed)
     return {name: recipe for family in families for name, recipe in family.recipes().items()}

@@ -162,8 +162,8 @@ def assert_same_output(first: PolicyOutput, second: PolicyOutput) -> None:
 
 def test_every_registered_policy_is_here() -> None:
     # sb3 has no likelihood; tests/conformance/test_interop.py compares it with the original.
-    # vlm reads conversations; tests/vlm asks the same of it.
-    assert {c.name for c in CASES} == set(BUILTIN["policies"]) - {"sb3", "vlm"}
+    # vlm and joint read conversations; tests/vlm and test_mixture.py ask the same of them.
+    assert {c.name for c in CASES} == set(BUILTIN["policies"]) - {"sb3", "vlm", "joint"}
 
 
 @every_likelihood
