@@ -18,9 +18,10 @@ def builtin_recipes() -> dict[str, Recipe]:
         libero,
         maniskill,
         metaworld,
+        mixed,
         vqa,
         vqa_systems,
     )
 
-    families = (metaworld, envpool, atari, libero, maniskill, vqa, vqa_systems)
+    families = (metaworld, envpool, atari, libero, maniskill, vqa, vqa_systems, mixed)
     return {name: recipe for family in families for name, recipe in family.recipes().items()}

@@ -17,7 +17,7 @@ from embodied_rl.checkpoint import CheckpointError
 from embodied_rl.config import ConfigError, EnvConfig, TrainConfig, from_yaml
 from embodied_rl.envs import make_env
 from embodied_rl.envs.shards import ShardedVectorEnv
-from embodied_rl.envs.spaces import TextSpace
+from embodied_rl.envs.spaces import MixedSpace, TextSpace
 from embodied_rl.policies import make_policy
 from embodied_rl.policies.nn import ScaledCritic
 from embodied_rl.registry import near_names, options_of, registry
@@ -139,6 +139,8 @@ def policy_spec(env: VectorEnv, config: EnvConfig) -> PolicySpec:
     text = action.shape[0] if isinstance(action, TextSpace) else 0
     if text:
         continuous, discrete = 0, 0
+    elif isinstance(action, MixedSpace):
+        continuous, discrete, text = action.numbers, 0, action.text_bytes
     elif isinstance(action, gymnasium.spaces.Discrete):
         continuous, discrete = 0, int(action.n)
     elif isinstance(action, gymnasium.spaces.Box) and len(action.shape) == 1:

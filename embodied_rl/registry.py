@@ -26,6 +26,7 @@ BUILTIN: dict[str, dict[str, str]] = {
         "gymnasium": "embodied_rl.envs.gymnasium:make",
         "libero": "embodied_rl.envs.libero.env:make",
         "vqa": "embodied_rl.envs.vqa.env:make",
+        "mixture": "embodied_rl.envs.mixture:make",
         "identity": "embodied_rl.envs.toy:make_identity",
         "reach": "embodied_rl.envs.toy:make_reach",
     },
@@ -33,6 +34,7 @@ BUILTIN: dict[str, dict[str, str]] = {
         "libero": "embodied_rl.envs.libero.expert:experts",
         "maniskill": "embodied_rl.envs.maniskill.expert:experts",
         "metaworld": "embodied_rl.envs.metaworld:experts",
+        "reach": "embodied_rl.envs.toy:reach_experts",
     },
     # Under an environment's name: (its options, mean return) -> further scores that `eval` reports.
     "scores": {"atari": "embodied_rl.envs.atari_scores:evaluation_scores"},
@@ -42,6 +44,7 @@ BUILTIN: dict[str, dict[str, str]] = {
         "categorical_cnn": "embodied_rl.policies.categorical:CategoricalCNN",
         "flow_mlp": "embodied_rl.policies.flow_mlp:FlowMLP",
         "flow_transformer": "embodied_rl.policies.flow_transformer:FlowTransformer",
+        "joint": "embodied_rl.policies.joint:Joint",
         "masked_diffusion": "embodied_rl.policies.masked_diffusion:MaskedDiffusion",
         "picture_generator": "embodied_rl.policies.picture_generator:PictureGenerator",
         "sb3": "embodied_rl.policies.sb3:SB3Policy",

@@ -26,6 +26,14 @@ class TextSpace(spaces.Box):
         super().__init__(0, 255, (size,), np.uint8)
 
 
+class MixedSpace(spaces.Box):
+    """``numbers`` of a continuous action and ``text_bytes`` of a text, side by side in float32."""
+
+    def __init__(self, *, numbers: int, text_bytes: int) -> None:
+        super().__init__(-np.inf, np.inf, (numbers + text_bytes,), np.float32)
+        self.numbers, self.text_bytes = numbers, text_bytes
+
+
 class ActionCodec:
     """Torch actions of a decision to the arrays the simulator takes.
 
@@ -42,6 +50,9 @@ class ActionCodec:
         if isinstance(space, TextSpace):
             self.space: gymnasium.Space[Any] = space
             self.shape, self.dtype = space.shape, np.dtype(np.uint8)
+        elif isinstance(space, MixedSpace):
+            self._box(space)
+            self.space = space
         elif isinstance(space, spaces.Box):
             self.space = self._box(space)
         elif isinstance(space, spaces.Discrete):

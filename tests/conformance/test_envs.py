@@ -60,6 +60,11 @@ CASES: list[tuple[str, dict[str, Any]]] = [
     ("identity", {}),
     ("reach", {"num_tasks": 2}),
     ("vqa", {"tasks": ("shapes_vqa", "few_shot_classification")}),
+    ("vqa", {"tasks": ("visual_search", "shapes_vqa"), "max_turns": 3}),
+    (
+        "mixture",
+        {"parts": {"reach": {"max_episode_steps": 9}, "vqa": {"tasks": "shapes_vqa"}}},
+    ),
     *MANISKILL,
 ]
 SLOW_CASES: list[tuple[str, dict[str, Any]]] = [("libero", {"tasks": ("object/7", "spatial/2")})]
@@ -75,7 +80,7 @@ def build(name: str, **options: Any) -> VectorEnv:
     options = {"num_envs": 4, "seed": 3} | options
     if name == "atari":
         pytest.importorskip("ale_py")
-    if name == "vqa":
+    if name in ("vqa", "mixture"):
         pytest.importorskip("PIL")
     if name == "libero" and not os.environ.get("EMBODIED_RL_LIBERO_ASSETS"):
         pytest.skip("LIBERO's scenes: set EMBODIED_RL_LIBERO_ASSETS to a folder or archive of them")

@@ -18,7 +18,7 @@ from embodied_rl.registry import BUILTIN
 from embodied_rl.types import PolicyOutput, PolicySpec, TensorDict
 
 BATCH = 6
-WORDS = ("masked_diffusion", "picture_generator", "string_generator", "vlm")
+WORDS = ("joint", "masked_diffusion", "picture_generator", "string_generator", "vlm")
 """Policies that answer conversations, which have tests of their own."""
 H, D, A = 3, 2, 4
 
@@ -164,7 +164,7 @@ def assert_same_output(first: PolicyOutput, second: PolicyOutput) -> None:
 
 def test_every_registered_policy_is_here() -> None:
     # sb3 has no likelihood; tests/conformance/test_interop.py compares it with the original.
-    # vlm reads conversations; tests/vlm asks the same of it.
+    # vlm and joint read conversations; tests/vlm and test_mixture.py ask the same of them.
     assert {c.name for c in CASES} == set(BUILTIN["policies"]) - {"sb3", *WORDS}
 
 

@@ -122,7 +122,8 @@ def test_the_scripted_expert_is_evaluated_like_a_policy(monkeypatch):
     assert record["manifest_sha256"] == manifest.sha256 and record["episodes"] == 60
 
 
-def test_an_environment_without_expert_is_one_sentence():
+def test_an_environment_without_expert_is_one_sentence(monkeypatch):
+    monkeypatch.delitem(registry("experts")._targets, "reach")
     manifest = make_manifest(["reach-0"], episodes=1, split="tune")
     with pytest.raises(ValueError, match=r"'reach' has no scripted expert \(these have: .*libero"):
         evaluate_expert(CONFIG.env, manifest)
