@@ -150,6 +150,8 @@ def _preamble(rounds: int) -> str:
             f"Python {platform.python_version()}, torch {torch.__version__} with one thread, "
             f"envpool {envpool.__version__}, Stable-Baselines3 {stable_baselines3.__version__}.",
             "",
+            "GRPO on a vision-language model against TRL: [benchmarks_vlm.md](benchmarks_vlm.md).",
+            "",
         ]
     )
 

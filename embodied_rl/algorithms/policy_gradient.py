@@ -210,6 +210,9 @@ class PolicyGradient:
             kl = 0.0
             device = rows.advantages.device
             order = torch.randperm(total, generator=generator, device=device)
+            if 0 < self.config.micro_batch_size < minibatch_size:
+                # rows of a group lie side by side: a policy may compute once what they share
+                order = torch.cat([part.sort().values for part in order.split(minibatch_size)])
             shuffled = take(rows, order)
             for start in range(0, total, minibatch_size):
                 minibatch = take(shuffled, slice(start, start + minibatch_size))

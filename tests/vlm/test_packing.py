@@ -6,7 +6,9 @@ from conversations import generator, given_answers, make, mixed, no_actions
 
 pytest.importorskip("transformers", reason="the extra vlm is not installed")
 
+from embodied_rl.algorithms.grpo import GRPO
 from embodied_rl.policies.vlm.packing import Decoding, Packing
+from embodied_rl.types import Advantages, Rollout
 
 HEADS, KEYS, FEATURES, SCALE = 4, 2, 8, 0.3
 PROMPTS = torch.tensor([5, 2, 7])
@@ -117,3 +119,41 @@ def test_answers_to_one_prompt_are_those_it_gets_alone():
         row = {name: value[n : n + 1] for name, value in obs.items()}
         alone = policy.sample(row, deterministic=True, generator=None).actions
         assert torch.equal(alone[0], together[n])
+
+
+def test_micro_batches_as_large_as_a_group_read_every_prompt_once():
+    policy, obs = make(max_new_tokens=3), mixed(copies=4)
+    output = policy.sample(obs, generator=generator())
+    yes = torch.ones((1, 12), dtype=torch.bool)
+    ids, zero = torch.arange(12).unsqueeze(0), torch.zeros((1, 12))
+    rollout = Rollout(
+        obs={name: value.unsqueeze(0) for name, value in obs.items()},
+        actions=output.actions.unsqueeze(0),
+        log_probs=output.log_probs.unsqueeze(0),
+        unit_mask=output.unit_mask.unsqueeze(0),
+        values=zero,
+        next_values=zero,
+        rewards=zero,
+        terminated=yes,
+        truncated=~yes,
+        success=~yes,
+        valid=yes,
+        num_env_steps=ids,
+        group_ids=ids // 4,
+        task_ids=ids,
+        episode_ids=ids,
+        policy_version=0 * ids,
+        replay={name: value.unsqueeze(0) for name, value in output.replay.items()},
+    )
+    read, reader = [], policy.reader
+
+    def counting(part):
+        prompts = reader(part)
+        read.append(len(prompts.mask))
+        return prompts
+
+    policy.reader = counting
+    config = GRPO.Config(num_epochs=1, num_minibatches=1, micro_batch_size=4)
+    advantages = Advantages(advantages=torch.randn((1, 12), generator=generator()), keep=yes)
+    GRPO(policy, config).update(rollout, advantages, generator=generator())
+    assert read == [1, 1, 1]
