@@ -261,13 +261,14 @@ def row(system: System, records: Sequence[Mapping[str, Any]]) -> str:
     seeds = sorted({r["seed"] for r in mine if r["seed"] < FIRST_TUNING_SEED})
     seconds = sum(r["wall_s"] for r in mine if r["seed"] < FIRST_TUNING_SEED)
     verdict = verdict_of([one for one, _ in judged]) if system.rules else "not run"
+    measured = "; ".join(words for _, words in judged) + "." if mine else ""
     given = " ".join(map(str, seeds or (0, 1, 2)))
     cells = (
         str(system.number),
         f"{system.title} (`{system.recipe}`)",
         ", ".join(f"`{name}`" for name in system.components),
         f"`python -m benchmarks.systems {system.number} --seeds {given}`",
-        f"{system.test} " + "; ".join(words for _, words in judged) + system.note,
+        " ".join(filter(None, (system.test, measured, system.note.strip()))),
         verdict,
         f"{seconds:.0f}",
     )
