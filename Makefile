@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo test slow lint oracles bench
+.PHONY: help demo test slow lint oracles bench bench-vlm vllm-env vllm
 
 bin := .venv/bin
 setup := VENV=.venv scripts/setup.sh
@@ -14,7 +14,7 @@ libero := $(if $(EMBODIED_RL_LIBERO_ASSETS),$(comma)libero)
 test_extras := dev,metaworld,atari,maniskill,vqa,vlm,sb3,video$(libero)
 
 help: ## say what the targets do
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
 
 demo: ## imitate ten expert episodes of a Meta-World task, then improve the policy by Flow-SDE RL
 	@$(setup) metaworld,video
@@ -39,3 +39,12 @@ oracles: ## compare with the functions of rlinf and verl, in an environment of t
 bench: ## speed against Stable-Baselines3 and a single-file PPO
 	@$(setup) $(test_extras),sb3
 	@OMP_NUM_THREADS=1 $(bin)/python -m benchmarks
+
+bench-vlm: ## one GRPO iteration on a vision-language model against TRL, in an environment of its own
+	@bash benchmarks/vlm.sh
+
+vllm-env: ## make .venv-vllm, the environment in which vLLM generates (3.5 GB)
+	@scripts/vllm_env.sh
+
+vllm: vllm-env ## the tests of generation with vLLM
+	@OMP_NUM_THREADS=1 .venv-vllm/bin/python -m pytest tests/vlm/test_vllm.py -rs

@@ -1,7 +1,7 @@
 """One GRPO iteration of a tiny vision-language model: this library against TRL's ``GRPOTrainer``.
 
     make bench-vlm                                       # builds .venv-trl, then every setting
-    .venv-trl/bin/python -m benchmarks.vlm --tokens 64 --threads 1 --rounds 3    # one of them
+    bash benchmarks/vlm.sh --settings image:64:1 --rounds 5    # one of them, narrower intervals
 
 An iteration is generation, scoring and update: 16 prompts with 8 answers each, no two iterations
 with the same prompts, one gradient step over all 128 answers. The contestants take turns, each in a
@@ -46,6 +46,7 @@ QUESTIONS, PICTURES, SIDE = 1024, 64, 224
 MODEL = "tiny/qwen2_5_vl"
 SHORT = "What colour is the shape in image number {}? Think, then answer with one word."
 LONG = " ".join(f"This is remark {i} and it says that square number {{}} is red." for i in range(8))
+SETTINGS = [f"{p}:{n}:{t}" for t in (1, 2) for p in ("image", "text") for n in (64, 16, 256)]
 TABLE = Path("docs/benchmarks_vlm.md")
 CONTESTANTS = ("ours", "trl")
 
@@ -287,8 +288,8 @@ def row(setting: Setting, results: dict[str, list[dict[str, float]]]) -> str:
         return f"{ours:.0f} / {trl:.0f}"
 
     cells = [
-        f"{setting.prompt}, {setting.tokens} tokens, {setting.threads} thread"
-        + "s" * (setting.threads > 1),
+        setting.prompt,
+        *map(str, (setting.tokens, setting.threads, len(results["ours"]))),
         *(f"{rates('ours', clock)} / {rates('trl', clock)}" for clock in ("cpu", "wall")),
         f"**{ratio('cpu')}**",
         *(ratio(name) for name in ("wall", "generation_cpu", "update_cpu")),
@@ -298,31 +299,31 @@ def row(setting: Setting, results: dict[str, list[dict[str, float]]]) -> str:
 
 
 HEAD = (
-    "| setting | samples/s of processor time, ours / TRL | samples/s of wall time, ours / TRL "
-    "| times TRL, processor | times TRL, wall | generation, processor | update, processor "
-    "| peak MiB, ours / TRL, ratio | MiB added, ours / TRL, ratio |",
-    "|---|---|---|---|---|---|---|---|---|",
+    "| prompt | tokens | threads | rounds | samples/s of processor time, ours / TRL | samples/s of "
+    "wall time, ours / TRL | times TRL, processor | times TRL, wall | generation, processor "
+    "| update, processor | peak MiB, ours / TRL, ratio | MiB added, ours / TRL, ratio |",
+    "|" + "---|" * 12,
 )
 
 
-def preamble(rounds: int) -> str:
-    """Versions and machine."""
+def preamble(iterations: int) -> str:
+    """What is measured, versions and machine."""
     names = ("torch", "transformers", "trl", "datasets", "accelerate")
     versions = ", ".join(f"{name} {version(name)}" for name in names)
     about = (__doc__ or "").strip()
     return (
         f"# GRPO on a vision-language model\n\n{about}\n\n"
-        f"Median (smallest-largest) of {rounds} rounds. {os.cpu_count()} cores, load "
-        f"{os.getloadavg()[0]:.1f} at the start; Python {platform.python_version()}, {versions}.\n"
+        f"Medians over rounds, of {iterations} iteration(s) each; ratios with (smallest-largest). "
+        f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f} at the start; Python "
+        f"{platform.python_version()}, {versions}.\n"
     )
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure and write the table."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.vlm")
-    parser.add_argument("--prompts", nargs="+", default=["image", "text"])
-    parser.add_argument("--tokens", type=int, nargs="+", default=[16, 64, 256])
-    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
+    about = "prompt:tokens:threads of each row of the table, the prompt image or text"
+    parser.add_argument("--settings", nargs="+", default=SETTINGS, help=about)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--iterations", type=int, default=3)
     parser.add_argument("--output", type=Path, default=TABLE)
@@ -332,21 +333,21 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.one:
         one(options.one, Setting(**json.loads(options.setting)), Path(options.folder))
         return
-    lines = [preamble(options.rounds), *HEAD]
+    results: dict[Setting, dict[str, list[dict[str, float]]]] = {}
+    for text in options.settings:
+        prompt, tokens, threads = text.split(":")
+        setting = Setting(prompt, int(tokens), int(threads), options.iterations)
+        results[setting] = {name: [] for name in CONTESTANTS}
+    head = [preamble(options.iterations), *HEAD]
     with tempfile.TemporaryDirectory() as place:
-        folder = Path(place)
-        prepare(folder)
-        grid = itertools.product(options.prompts, options.tokens, options.threads)
-        for prompt, tokens, threads in grid:
-            setting = Setting(prompt, tokens, threads, options.iterations)
-            results: dict[str, list[dict[str, float]]] = {name: [] for name in CONTESTANTS}
-            for _ in range(options.rounds):
-                for name in CONTESTANTS:
-                    results[name].append(measure(name, setting, folder))
-                    print(name, results[name][-1], file=sys.stderr, flush=True)
-            lines.append(row(setting, results))
-            print(lines[-1], flush=True)
-            options.output.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        prepare(Path(place))
+        for _, setting in itertools.product(range(options.rounds), results):
+            for name in CONTESTANTS:
+                results[setting][name].append(measure(name, setting, Path(place)))
+                print(setting, name, results[setting][name][-1], file=sys.stderr, flush=True)
+            rows = [row(each, found) for each, found in results.items() if found["trl"]]
+            print(rows[-1], flush=True)
+            options.output.write_text("\n".join([*head, *rows]) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

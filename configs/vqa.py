@@ -1,7 +1,7 @@
 """Recipes for vision-language models that answer questions about pictures.
 
 ``vqa/shapes_sft``, ``vqa/shapes_grpo``: a tiny SmolVLM with random weights (1 M parameters)
-imitates reference answers to 2,000 questions about coloured shapes (colour, count, comparison; one
+imitates reference answers to 3,000 questions about coloured shapes (colour, count, comparison; one
 object, or as many as the answer needs), then GRPO with a reward of 1 for the right answer. Another
 model: ``--policy.model FOLDER_OR_HUB_NAME``; the whole task: ``--env.simulator.knobs '{}'``.
 Training asks the ``train`` questions, evaluation the ``heldout`` ones, about pairs of colour and
@@ -20,7 +20,7 @@ KNOBS = {"kinds": ("colour", "count", "comparison"), "num_objects": 1, "max_coun
 
 
 def shapes_sft() -> TrainConfig:
-    """Imitate the reference answers to two thousand questions."""
+    """Imitate the reference answers to three thousand questions."""
     return TrainConfig(
         name="vqa/shapes_sft",
         env=EnvConfig(
@@ -34,7 +34,7 @@ def shapes_sft() -> TrainConfig:
         ),
         advantage=component("advantages", "group_relative"),
         imitation=ImitationConfig(
-            episodes_per_task=2000, num_steps=200, batch_size=32, learning_rate=1e-3
+            episodes_per_task=3000, num_steps=250, batch_size=32, learning_rate=1e-3
         ),
         evaluation=EvalConfig(episodes=300, env_options={"split": "heldout"}),
         total_env_steps=0,
@@ -47,7 +47,7 @@ def shapes_grpo() -> TrainConfig:
     return replace(
         base,
         name="vqa/shapes_grpo",
-        total_env_steps=307_200,
+        total_env_steps=409_600,
     )
 
 

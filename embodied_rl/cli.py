@@ -13,6 +13,7 @@ COMMANDS = {
     "check-env": "what an environment of your own lacks: check-env ID|module:attr",
     "collect": "write expert or policy episodes as a LeRobotDataset v3.0 folder",
     "demo": "the main job: imitate 10 episodes, improve by RL, compare, in five minutes",
+    "build-vlm": "a real small vision-language model from registry packages: build-vlm FOLDER",
     "list": "names of envs, policies, algorithms, advantages, losses, rewards, samplers, recipes",
     "explain": "what a recipe resolves to: samples, gradient steps, memory",
     "plot": "curves of one or more run folders",

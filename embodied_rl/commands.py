@@ -7,6 +7,7 @@ import errno
 import json
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -275,6 +276,38 @@ def collect_command(arguments: list[str]) -> int:
     return 0
 
 
+def build_vlm_command(arguments: list[str]) -> int:
+    """``build-vlm FOLDER``: SmolLM2-135M that sees through EfficientNet-lite0, projector trained.
+
+    Needs the packages of the extra ``small-vlm``; nothing is downloaded.
+    """
+    from embodied_rl.metrics import Progress
+    from embodied_rl.small_vlm import ProjectorConfig, build_small_vlm
+
+    parser = argparse.ArgumentParser(
+        prog="embodied-rl build-vlm",
+        description=build_vlm_command.__doc__,
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    add = parser.add_argument
+    add("folder", type=Path, help="new folder, to be given as --policy.model FOLDER")
+    add("--num-pictures", type=int, help="pictures whose tokens are fitted to words first")
+    add("--num-steps", type=int, help="gradient steps through the frozen text model")
+    add("--batch-size", type=int, help="pictures of a step")
+    add("--learning-rate", type=float, help="the largest one")
+    add("--image-size", type=int, help="side of the pictures, a multiple of 32 pixels")
+    add("--seed", type=int, help="of pictures, questions and first weights")
+    parser.set_defaults(**asdict(ProjectorConfig()))
+    options = vars(parser.parse_args(arguments))
+    folder, progress = options.pop("folder"), Progress()
+    try:
+        build_small_vlm(folder, ProjectorConfig(**options), progress=progress)
+    finally:
+        progress.close()
+    print(folder)
+    return 0
+
+
 def list_command(arguments: list[str]) -> int:
     """``list KIND``: the registered names."""
     parser = argparse.ArgumentParser(prog="embodied-rl list", description=list_command.__doc__)
@@ -360,6 +393,7 @@ COMMANDS: dict[str, Command] = {
     "eval": eval_command,
     "check-env": check_env_command,
     "collect": collect_command,
+    "build-vlm": build_vlm_command,
     "list": list_command,
     "explain": explain_command,
     "plot": plot_command,

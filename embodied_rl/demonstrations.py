@@ -46,6 +46,8 @@ def load_demonstrations(config: TrainConfig, folder: Path) -> Demonstrations:
     assert imitation is not None
     if config.env.simulator.name == "vqa" and not imitation.dataset:
         return answered_questions(config, questions_per_task=imitation.episodes_per_task)
+    if config.env.simulator.name == "mixture" and not imitation.dataset:
+        return mixed_demonstrations(config, episodes_per_task=imitation.episodes_per_task)
     path = Path(imitation.dataset) if imitation.dataset else folder / "demonstrations"
     if not imitation.dataset:
         collect_dataset(
@@ -64,7 +66,7 @@ def load_demonstrations(config: TrainConfig, folder: Path) -> Demonstrations:
 
 
 def answered_questions(config: TrainConfig, *, questions_per_task: int) -> Demonstrations:
-    """Questions of every task with their reference answers; nothing is written to disk.
+    """Questions of every task with their reference answers, turn by turn; nothing goes to disk.
 
     Returns:
         (obs [F, ...], answers uint8 [F, A], mask [F, 1]).
@@ -94,14 +96,80 @@ def answered_questions(config: TrainConfig, *, questions_per_task: int) -> Demon
                 ids = torch.full((rows,), task_id)
                 batch = torch.tensor(seeds[first : first + rows])
                 obs = start(env, task_ids=ids, episode_seeds=batch).obs
-                count = min(rows, questions_per_task - first)
-                answers = simulator.reference_answers()[:count]
-                parts.append(({name: value[:count] for name, value in obs.items()}, answers))
+                running = torch.arange(rows) < questions_per_task - first
+                for turn in range(simulator.max_turns):
+                    answers = simulator.reference_answers()
+                    kept = {name: value[running] for name, value in obs.items()}
+                    parts.append((kept, answers[running]))
+                    if turn + 1 < simulator.max_turns:
+                        obs, _, terminated, truncated, _ = env.step(answers)
+                        running = running & ~(terminated | truncated)
     finally:
         env.close()
     obs = {name: torch.cat([part[name] for part, _ in parts]) for name in parts[0][0]}
     answers = torch.cat([answers for _, answers in parts])
     return obs, answers, torch.ones((len(answers), 1), dtype=torch.bool)
+
+
+def mixed_demonstrations(config: TrainConfig, *, episodes_per_task: int) -> Demonstrations:
+    """Solved episodes of every task of a mixture, by experts and reference answers; in memory only.
+
+    Returns:
+        (obs [F, ...], chunks float32 [F, H, D + A], mask [F, H]).
+
+    Raises:
+        ConfigError: noise on the actions, or an expert that fails more often than not.
+    """
+    if config.imitation is not None and config.imitation.action_noise:
+        raise ConfigError("imitation.action_noise is unused in a mixture: set it to 0")
+    env = build_env(
+        config.env,
+        seed=0,
+        autoreset=False,
+        num_envs=episodes_per_task,
+        group_size=1,
+        chunk_length=1,
+        normalize=False,
+    )
+    parts: list[Demonstrations] = []
+    try:
+        for task_id, name in enumerate(env.task_names):
+            ids = torch.full((episodes_per_task,), task_id)
+            seeds = torch.tensor(_seeds(config, name, episodes_per_task))
+            cursor = start(env, task_ids=ids, episode_seeds=seeds)
+            parts.append(_mixed_episodes(env, cursor.obs, config.env.chunk_length))
+    finally:
+        env.close()
+    obs = {name: torch.cat([part[0][name] for part in parts]) for name in parts[0][0]}
+    return obs, torch.cat([part[1] for part in parts]), torch.cat([part[2] for part in parts])
+
+
+def _mixed_episodes(env: VectorEnv, obs: TensorDict, horizon: int) -> Demonstrations:
+    """Every step of a solved episode per row, with the ``horizon`` actions from there on."""
+    assert isinstance(env, SimulatorVectorEnv)
+    simulator: Any = env.simulator
+    steps: list[TensorDict] = []
+    actions, valid, running = [], [], torch.ones(env.num_envs, dtype=torch.bool)
+    solved = torch.zeros(env.num_envs, dtype=torch.bool)
+    while bool(running.any()):
+        steps.append(obs)
+        actions.append(simulator.expert_actions(obs, env.task_ids))
+        valid.append(running)
+        obs, _, terminated, truncated, info = env.step(actions[-1])
+        solved |= info["success"]
+        running = running & ~(terminated | truncated)
+    if int(solved.sum()) < env.num_envs / 2:
+        raise ConfigError(
+            f"the expert solves {int(solved.sum())} of {env.num_envs} episodes of "
+            f"{env.task_names[int(env.task_ids[0])]}: give its environment more steps"
+        )
+    none = [torch.zeros_like(actions[0])] * (horizon - 1)
+    over = [torch.zeros_like(running)] * (horizon - 1)
+    chunks = torch.stack(actions + none).unfold(0, horizon, 1).movedim(-1, 2)  # [T, N, H, D + A]
+    mask = torch.stack(valid + over).unfold(0, horizon, 1)
+    kept = torch.stack(valid) & solved
+    stacked = {name: torch.stack([step[name] for step in steps])[kept] for name in obs}
+    return stacked, chunks[kept], mask[kept]
 
 
 def steps_per_second(simulator: str) -> int:

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from embodied_rl.losses.entropy import entropy_bonus
 from embodied_rl.losses.kl import kl_in_reward, kl_penalty
+from embodied_rl.losses.mismatch import mismatch_weights
 from embodied_rl.losses.policy import MAX_LOG_RATIO, clipped_surrogate
 from embodied_rl.losses.reduce import (
     Reduce,
@@ -78,6 +79,8 @@ class PolicyGradientConfig:
         bc_coef: weight of the imitation loss on the demonstrations (anchor), 0: off.
         w2_coef: weight of the squared distance between the ode actions of the new and the reference
             policy from the same noise (ReinFlow), 0: off; flow policies only.
+        mismatch_clip: where an engine generates (``policy.generation.backend``), weigh every token
+            by pi_old / pi_backend, at most this much; 0: off.
         target_kl: stop the epochs once the mean squared joint log-ratio / 2 exceeds it, 0: off.
         max_grad_norm: global gradient clipping.
         lr_schedule: ``constant`` or ``linear`` decay to zero over the run.
@@ -105,6 +108,7 @@ class PolicyGradientConfig:
     kl_in: Literal["loss", "reward"] = "loss"
     bc_coef: float = 0.0
     w2_coef: float = 0.0
+    mismatch_clip: float = 0.0
     target_kl: float = 0.0
     max_grad_norm: float = 0.5
     lr_schedule: Literal["constant", "linear"] = "constant"
@@ -185,16 +189,22 @@ class PolicyGradient:
         """Yield detached statistics after every gradient step.
 
         An empty ``keep`` yields nothing: there is nothing to learn from. ``policy_lag`` is the
-        mean number of updates between the policy that acted and the one that is updated.
+        mean number of updates between the policy that acted and the one that is updated,
+        ``unfinished_fraction`` the share of the kept decisions that ``skip_unfinished`` leaves out.
         """
+        further: Stats = {}
         if self.config.skip_unfinished:
+            before = advantages.keep.sum().clamp(min=1)
             advantages = without_unfinished(rollout, advantages)
+            further["unfinished_fraction"] = 1 - advantages.keep.sum() / before
         rows = self._kept_rows(rollout, advantages)
         total = len(rows.advantages)
         if total == 0:
             return
         self._set_learning_rate(env_steps)
-        lag = self.num_updates - rollout.policy_version[advantages.keep].float().mean()
+        further["policy_lag"] = (
+            self.num_updates - rollout.policy_version[advantages.keep].float().mean()
+        )
         minibatch_size = math.ceil(total / self.config.num_minibatches)
         for _ in range(self.config.num_epochs):
             kl = 0.0
@@ -205,7 +215,7 @@ class PolicyGradient:
                 minibatch = take(shuffled, slice(start, start + minibatch_size))
                 stats = self._gradient_step(minibatch, generator)
                 kl = stats["joint_kl"]
-                yield stats | {"policy_lag": lag}
+                yield stats | further
             if self.config.target_kl and kl > self.config.target_kl:
                 break
         self.num_updates += 1
@@ -333,6 +343,7 @@ class PolicyGradient:
         clip = 1.0 if output.clip_scale is None else output.clip_scale
         if output.unit_weight is not None:
             advantages = advantages.unsqueeze(-1) * output.unit_weight
+        advantages, mismatch = self._corrected(batch, advantages)
         loss, stats = clipped_surrogate(
             output.log_probs,
             old_log_probs=batch.log_probs,
@@ -345,7 +356,7 @@ class PolicyGradient:
             max_log_ratio=config.max_log_ratio,
             reduce=reduce,
         )
-        stats = dict(stats) | joint_ratio_stats(output, batch)
+        stats = dict(stats) | joint_ratio_stats(output, batch) | mismatch
         stats["policy_loss"] = loss.detach()
         if config.entropy_coef:
             bonus, entropy_stats = entropy_bonus(
@@ -365,6 +376,23 @@ class PolicyGradient:
             stats |= kl_stats
         loss = loss + self.extra_loss(batch, output, stats)
         return loss, stats
+
+    def _corrected(self, batch: Batch, advantages: Tensor) -> tuple[Tensor, Stats]:
+        """Advantages [B] or [B, U] weighed for what an engine sampled, and how far it was off."""
+        sampled, clip = batch.replay.get("backend_log_probs"), self.config.mismatch_clip
+        if sampled is None:
+            if clip:
+                raise ValueError(
+                    "algorithm.mismatch_clip corrects for an engine and this policy samples with "
+                    "the weights that are trained: set policy.generation.backend, or it to 0"
+                )
+            return advantages, {}
+        weights, stats = mismatch_weights(batch.log_probs, sampled, clip=clip, mask=batch.unit_mask)
+        if clip:
+            advantages = weights * (
+                advantages.unsqueeze(-1) if advantages.ndim == 1 else advantages
+            )
+        return advantages, stats
 
     def _anchor_step(self, batch: Batch, generator: torch.Generator | None) -> Stats:
         """Gradients of the anchors, added to those of the policy loss."""

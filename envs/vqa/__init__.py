@@ -120,6 +120,9 @@ TASKS: dict[str, TaskEntry] = {
         0.002,
         "describe a picture so that it is found among many",
     ),
+    "visual_search": TaskEntry(
+        "search:VISUAL_SEARCH", "match", 1 / 10, 1 / 10, "read a digit that only a zoom shows"
+    ),
     "cad_code": TaskEntry(
         "cad:CAD_CODE", "exec_geometry", 0.0, 0.004, "write the CadQuery program of a drawn solid"
     ),

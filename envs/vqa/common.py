@@ -41,6 +41,21 @@ class MakeQuestion(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Reply:
+    """What comes back where a text is no final answer.
+
+    Attributes:
+        text: of the message, shown after its pictures.
+        images: uint8 ``[height, width, 3]`` each.
+        reward: of the turn that it replies to.
+    """
+
+    text: str
+    images: tuple[Image, ...] = ()
+    reward: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
 class Task:
     """One task: how its questions are made, answered by reading the picture, and guessed at.
 
@@ -50,6 +65,10 @@ class Task:
         solve: an answer from the pictures alone, or None where only the bookkeeping knows it.
         guess: a random answer of the right form by one who knows the text alone.
         check: whether an answer is right (see `answers`); the success of an episode.
+        reply: ``(question, texts)`` -> the reply to the last of the texts that a policy wrote in
+            its turns, None where that is the final answer; a pure function that takes any text.
+            None for tasks of one turn. Tasks of several have the reference texts of the turns
+            before the answer in ``question.data["tool_turns"]``.
     """
 
     options: type[Any]
@@ -57,6 +76,7 @@ class Task:
     solve: Callable[[Question], str] | None
     guess: Callable[[Question, Random], str]
     check: Callable[[Question, str], bool] = answers.same_words
+    reply: Callable[[Question, Sequence[str]], Reply | None] | None = None
 
 
 def stable_hash(text: str) -> int:

@@ -1,4 +1,4 @@
-"""Question answering as a ``VectorEnv``: ``reset`` asks, one answer ends the episode.
+"""Question answering as a ``VectorEnv``: ``reset`` asks, and the final answer ends the episode.
 
 Observation, with leading axis N (row); C bytes of text, M pictures of at most H x W pixels:
 
@@ -15,6 +15,13 @@ of every other environment (see ``embodied_rl.envs.vector.simulator``).
 The reward is a sum of named terms (``info["reward_terms"]``), see `scoring`; ``success`` is the
 task's own check, see `answers`. Two more terms have no share in the reward: ``malformed``, 1 where
 the answer was no UTF-8, and ``failed``, 1 where the reward raised or was not finite.
+
+Turns. With ``max_turns`` > 1, a task that has a ``reply`` may answer a text with a message and new
+pictures instead of ending the episode. The chat then grows by what the policy wrote (role
+``assistant``) and by the reply (role ``user``, which every chat template knows), the pictures by
+those of the reply. The text of the last turn is the final answer, whatever it is. Rewards look at
+the final answer; ``Reply.reward`` of a turn is the term ``turn``. What a reply says is in the next
+observation and never in an action, so no gradient teaches a policy to say it.
 
 Rows of a group get the same question. Axes: n rows of a partial call.
 """
@@ -38,7 +45,7 @@ from embodied_rl.envs.vector.rows import RowSpec
 from embodied_rl.envs.vector.simulator import RowSimulator
 from embodied_rl.envs.vqa import TASKS, load_task
 from embodied_rl.envs.vqa.answers import same_number
-from embodied_rl.envs.vqa.common import Split, blank_image, shuffle_images
+from embodied_rl.envs.vqa.common import Reply, Split, Task, blank_image, shuffle_images
 from embodied_rl.envs.vqa.files import FileOptions, QuestionFile
 from embodied_rl.envs.vqa.forms import Form, Prompt, shaped
 from embodied_rl.envs.vqa.scoring import Score, Scoring, scoring_of
@@ -46,6 +53,7 @@ from embodied_rl.registry import near_names
 from embodied_rl.types import Question
 
 Pictures: TypeAlias = Literal["shown", "blank", "swapped"]
+TURN = "turn"
 SAMPLES = 32
 """Questions per task and split by which the sizes of texts are chosen."""
 
@@ -62,6 +70,8 @@ class Source:
         samples: questions that show how large texts, pictures and answers get.
         num_images: most pictures of a question.
         image_size: height and width that hold every picture.
+        reply: see `common.Task`.
+        reply_images, reply_bytes: most pictures of a reply, and bytes of its text.
     """
 
     name: str
@@ -71,6 +81,9 @@ class Source:
     samples: tuple[Question, ...]
     num_images: int
     image_size: tuple[int, int]
+    reply: Callable[[Question, Sequence[str]], Reply | None] | None = None
+    reply_images: int = 0
+    reply_bytes: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,6 +114,7 @@ def make(
     system_prompt: str = "",
     prompt: Prompt = "full",
     answer_form: Form = "plain",
+    max_turns: int = 1,
     chat_bytes: int = 0,
     answer_bytes: int = 0,
     chunk_length: int = 1,
@@ -133,6 +147,7 @@ def make(
         system_prompt: first message of every chat; empty: none.
         prompt: of tasks, ``full`` or ``brief``; see `forms`.
         answer_form: of tasks, ``plain``, ``think`` or ``reflect``; see `forms`.
+        max_turns: texts that a policy may write for one question, where the task replies to them.
         chat_bytes: C; 0: a power of two, at least twice what samples of the questions need.
         answer_bytes: A; 0: likewise, by their reference answers.
         chunk_length: answers per decision; only the first one is read.
@@ -155,16 +170,19 @@ def make(
     forms = {"prompt": prompt, "form": answer_form}
     sources = choose_sources(tasks, knobs or {}, options, split=split, forms=forms)
     sources = with_pictures(sources, pictures)
+    scoring = scoring_of(
+        reward,
+        reward_options or {},
+        samples={source.name: source.samples[0] for source in sources},
+        checks={source.name: source.check for source in sources},
+    )
+    _check_turns(max_turns, sources, scoring)
     simulator = VQASimulator(
         sources,
-        sizes=choose_sizes(sources, system_prompt, chat_bytes, answer_bytes),
-        scoring=scoring_of(
-            reward,
-            reward_options or {},
-            samples={source.name: source.samples[0] for source in sources},
-            checks={source.name: source.check for source in sources},
-        ),
+        sizes=choose_sizes(sources, system_prompt, chat_bytes, answer_bytes, max_turns=max_turns),
+        scoring=scoring,
         system_prompt=system_prompt,
+        max_turns=max_turns,
         num_envs=num_envs,
         seed=seed,
         group_size=group_size,
@@ -178,6 +196,18 @@ def make(
         group_size=group_size,
         device=device,
     )
+
+
+def _check_turns(max_turns: int, sources: Sequence[Source], scoring: Scoring) -> None:
+    if max_turns < 1:
+        raise ValueError(f"max_turns={max_turns}: give at least 1")
+    if max_turns > 1 and all(source.reply is None for source in sources):
+        raise ValueError(f"max_turns={max_turns}: none of the tasks replies to a text, give 1")
+    if max_turns > 1 and scoring.whole_groups:
+        raise ValueError(
+            "a group reward compares answers of one step, and conversations of several turns end "
+            "at different ones: set max_turns to 1, or leave the group reward out"
+        )
 
 
 # --- where questions come from ---------------------------------------------------------------
@@ -261,9 +291,14 @@ def _task_source(
         for side in ("train", "heldout")
         for number in range(1, SAMPLES)
     ]
-    shapes = [picture.shape for question in drawn for picture in question.images]
+    replies = [found for question in drawn for found in _reference_replies(task, question)]
+    pictures = [image for part in (*drawn, *replies) for image in part.images]
+    shapes = [picture.shape for picture in pictures]
     return Source(
         name=name,
+        reply=task.reply,
+        reply_images=max((len(found.images) for found in replies), default=0),
+        reply_bytes=max((2 * len(found.text.encode()) for found in replies), default=0),
         about=TASKS[name].about,
         ask=lambda seed: make_question(options, seed=seed, split=split),
         check=task.check,
@@ -271,6 +306,16 @@ def _task_source(
         num_images=max(len(question.images) for question in drawn),
         image_size=(max(shape[0] for shape in shapes), max(shape[1] for shape in shapes)),
     )
+
+
+def _reference_replies(task: Task, question: Question) -> list[Reply]:
+    """To the reference texts of a question, and to one that no task can make sense of."""
+    if task.reply is None:
+        return []
+    turns = [*question.data["tool_turns"]]
+    told = [task.reply(question, turns[: count + 1]) for count in range(len(turns))]
+    broken = [turns[0][:-1]] if turns else []
+    return [found for found in (*told, task.reply(question, broken)) if found is not None]
 
 
 def options_from(cls: type[Any], values: Mapping[str, Any], *, where: str) -> Any:
@@ -329,19 +374,30 @@ def _ask_file(questions: QuestionFile, numbers: Sequence[int], seed: int) -> Que
 
 
 def choose_sizes(
-    sources: Sequence[Source], system_prompt: str, chat_bytes: int, answer_bytes: int
+    sources: Sequence[Source],
+    system_prompt: str,
+    chat_bytes: int,
+    answer_bytes: int,
+    *,
+    max_turns: int = 1,
 ) -> Sizes:
     """Room for every question of ``sources``; 0 bytes: chosen by their samples."""
     samples = [question for source in sources for question in source.samples]
     num_images = max(source.num_images for source in sources)
     longest = max(len(encode_chat(question, system_prompt, num_images)) for question in samples)
-    answer = max(len(reference_text(question).encode()) for question in samples)
+    texts = [text for q in samples for text in (reference_text(q), *q.data.get("tool_turns", ()))]
+    answer_bytes = answer_bytes or _power_of_two(max(2 * max(len(t.encode()) for t in texts), 64))
+    # Of a byte of text JSON makes six at most (\u0000); the rest are the brackets of two messages.
+    turn = 6 * answer_bytes + max(source.reply_bytes for source in sources) + 256
     return Sizes(
-        chat_bytes=chat_bytes or _power_of_two(2 * longest),
-        num_images=max(num_images, 1),
+        chat_bytes=chat_bytes or _power_of_two(2 * longest + (max_turns - 1) * turn),
+        num_images=max(
+            1,
+            *(s.num_images + (max_turns - 1) * s.reply_images for s in sources),
+        ),
         height=max(source.image_size[0] for source in sources),
         width=max(source.image_size[1] for source in sources),
-        answer_bytes=answer_bytes or _power_of_two(max(2 * answer, 64)),
+        answer_bytes=answer_bytes,
     )
 
 
@@ -352,20 +408,37 @@ def _power_of_two(size: int) -> int:
 # --- texts as bytes --------------------------------------------------------------------------
 
 
-def encode_chat(question: Question, system_prompt: str, num_images: int | None = None) -> bytes:
-    """The opening messages of a question; ``num_images`` replaces the number of its pictures."""
+def encode_chat(
+    question: Question,
+    system_prompt: str,
+    num_images: int | None = None,
+    turns: Sequence[tuple[str, Reply]] = (),
+) -> bytes:
+    """The messages so far.
+
+    Args:
+        question: of the first user message.
+        system_prompt: empty: none.
+        num_images: replaces the number of the question's pictures.
+        turns: what the policy wrote and what came back, in order.
+    """
     count = len(question.images) if num_images is None else num_images
-    content = [{"type": "image"}] * count + [{"type": "text", "text": question.prompt}]
-    messages = [{"role": "user", "content": content}]
-    if system_prompt:
-        text = {"type": "text", "text": system_prompt}
-        messages.insert(0, {"role": "system", "content": [text]})
+    messages = [_message("system", system_prompt)] if system_prompt else []
+    messages.append(_message("user", question.prompt, num_images=count))
+    for text, reply in turns:
+        messages.append(_message("assistant", text))
+        messages.append(_message("user", reply.text, num_images=len(reply.images)))
     return json.dumps(messages, ensure_ascii=False).encode()
 
 
 def reference_text(question: Question) -> str:
     """The reference answer in the form that is asked for."""
     return question.data.get("reference", question.answer)
+
+
+def _message(role: str, text: str, *, num_images: int = 0) -> dict[str, Any]:
+    content = [{"type": "image"}] * num_images + [{"type": "text", "text": text}]
+    return {"role": role, "content": content}
 
 
 def encode_text(texts: Iterable[str | bytes], size: int, *, name: str) -> npt.NDArray[np.uint8]:
@@ -399,13 +472,14 @@ class VQASimulator(RowSimulator):
         sizes: of observations and actions.
         scoring: what answers earn.
         system_prompt: first message of every chat; empty: none.
+        max_turns: texts of a policy per question.
         num_envs: N rows.
         seed: of every row's stream.
         group_size: G consecutive rows share their question.
         episode_seeds: [N] seeds of the rows' first questions instead of derived ones.
     """
 
-    # One answer ends an episode, so that its start is all there is to restore.
+    # Where one answer ends an episode, its start is all there is to restore.
     resume: Resume = "exact"
 
     def __init__(
@@ -415,6 +489,7 @@ class VQASimulator(RowSimulator):
         sizes: Sizes,
         scoring: Scoring,
         system_prompt: str,
+        max_turns: int,
         num_envs: int,
         seed: int,
         group_size: int,
@@ -425,6 +500,12 @@ class VQASimulator(RowSimulator):
         self._scoring = scoring
         self._group_size = group_size
         self._system_prompt = system_prompt
+        self.max_turns = max_turns
+        """Texts of a policy per question."""
+        if max_turns > 1:
+            self.resume = "replay"
+        self.turns: list[list[tuple[str, Reply]]] = [[] for _ in range(num_envs)]
+        """What was written and replied so far, of every row."""
         self.questions: list[Question] = [self._sources[0].samples[0]] * num_envs
         """Question of every row."""
         super().__init__(
@@ -446,20 +527,24 @@ class VQASimulator(RowSimulator):
             key = int(self._task_ids[row]), self._start_seed(row)
             if key not in made:
                 made[key] = self._sources[key[0]].ask(key[1])
-            self.questions[row] = made[key]
+            self.questions[row], self.turns[row] = made[key], []
         return self._observe(rows)
 
     def _observe(self, rows: IntArray) -> ArrayDict:
-        sizes, questions = self._sizes, [self.questions[row] for row in rows.tolist()]
-        shape = (len(questions), sizes.num_images, sizes.height, sizes.width, 3)
+        sizes, every = self._sizes, rows.tolist()
+        shape = (len(every), sizes.num_images, sizes.height, sizes.width, 3)
         images = np.zeros(shape, np.uint8)
         image_sizes = np.zeros((*shape[:2], 2), np.int64)
-        for index, question in enumerate(questions):
-            for number, picture in enumerate(question.images):
+        for index, row in enumerate(every):
+            replied = (image for _, reply in self.turns[row] for image in reply.images)
+            for number, picture in enumerate((*self.questions[row].images, *replied)):
                 height, width = picture.shape[:2]
                 images[index, number, :height, :width] = picture
                 image_sizes[index, number] = height, width
-        chats = (encode_chat(question, self._system_prompt) for question in questions)
+        chats = (
+            encode_chat(self.questions[row], self._system_prompt, turns=self.turns[row])
+            for row in every
+        )
         return {
             "chat": encode_text(chats, sizes.chat_bytes, name="chat_bytes"),
             "images": images,
@@ -487,39 +572,62 @@ class VQASimulator(RowSimulator):
             )
 
     def recv(self) -> Transition:
-        """See ``Simulator.recv``; every answer ends its episode."""
+        """See ``Simulator.recv``; every text that has no reply ends its episode."""
         actions, rows = self._sent
         texts = [decode_text(action) for action in actions]
-        good = np.array([i for i, text in enumerate(texts) if text is not None], np.int64)
+        replies = [self._reply(row, text) for row, text in zip(rows.tolist(), texts, strict=True)]
+        ended = np.array([reply is None for reply in replies], np.bool_)
+        final = [None if reply else text for text, reply in zip(texts, replies, strict=True)]
+        good = np.array([i for i, text in enumerate(final) if text is not None], np.int64)
         verdicts = self._scoring.judge(
             [self.questions[row] for row in rows[good].tolist()],
-            [text for text in texts if text is not None],
+            [text for text in final if text is not None],
             self._groups[rows[good]],
         )
         terms = {name: np.zeros(rows.size, np.float32) for name in self._scoring.term_names}
         for name, values in terms.items():
             values[good] = verdicts.terms[name]
+        if self.max_turns > 1:
+            paid = [reply.reward if reply else 0.0 for reply in replies]
+            terms[TURN] = np.array(paid, np.float32)
         rewards = sum(terms.values(), np.zeros(rows.size, np.float32))
         counts = {name: np.zeros(rows.size, np.float32) for name in ("malformed", "failed")}
-        counts["malformed"] += 1
-        counts["malformed"][good] = 0
+        counts["malformed"][:] = [text is None for text in texts]
         counts["failed"][good] = verdicts.failed
         success = np.zeros(rows.size, np.bool_)
         success[good] = verdicts.success
         return Transition(
             obs=self._observe(rows),
             rewards=rewards,
-            terminated=np.ones(rows.size, np.bool_),
+            terminated=ended,
             truncated=np.zeros(rows.size, np.bool_),
             success=success,
             reward_terms=terms | counts,
         )
 
+    def _reply(self, row: int, text: str | None) -> Reply | None:
+        """What comes back to the text of ``row``, noted; None where it ends the episode."""
+        reply, turns = self._sources[int(self._task_ids[row])].reply, self.turns[row]
+        if reply is None or text is None or len(turns) + 1 >= self.max_turns:
+            return None
+        answer = reply(self.questions[row], [*(said for said, _ in turns), text])
+        if answer is not None:
+            turns.append((text, answer))
+        return answer
+
     def reference_answers(self) -> torch.Tensor:
-        """uint8 [N, A]: the reference answer of every row, as the action that gives it."""
-        answers = (reference_text(question) for question in self.questions)
+        """uint8 [N, A]: what the reference writes now in every row, as the action that does.
+
+        That is the answer, or the text of one more turn where the task has one and turns are left.
+        """
+        answers = (self._reference(row) for row in range(self.num_envs))
         size = self._sizes.answer_bytes
         return torch.from_numpy(encode_text(answers, size, name="answer_bytes"))
+
+    def _reference(self, row: int) -> str:
+        question, done = self.questions[row], len(self.turns[row])
+        turns = question.data.get("tool_turns", ())[: self.max_turns - 1]
+        return turns[done] if done < len(turns) else reference_text(question)
 
     def render(self, row: int) -> npt.NDArray[np.uint8]:
         """[height, width, 3] picture of the question of ``row``: its pictures and its text."""

@@ -35,7 +35,7 @@ Score: TypeAlias = Callable[[Question, str], Mapping[str, float]]
 term ``success``, which replaces the task's own check where there is one (1 for solved)."""
 Check: TypeAlias = Callable[[Question, str], bool]
 TERM_KEYS = ("reward", "weight", "tasks", "options", "scores_from")
-RESERVED_TERMS = ("success", "malformed", "failed")
+RESERVED_TERMS = ("success", "malformed", "failed", "turn")
 
 
 @dataclass(frozen=True)

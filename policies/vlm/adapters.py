@@ -45,6 +45,22 @@ def disabled(model: Any) -> Iterator[None]:
         model.enable_adapters()
 
 
+@torch.no_grad()
+def merged_weights(model: Any) -> Iterator[tuple[str, Tensor]]:
+    """Name and value of every weight as the model has them without adapters, these merged in.
+
+    ``W + (alpha / r) B A`` is rounded to the precision of W; one matrix at a time is made.
+    """
+    for name, value in model.state_dict().items():
+        if MARK in name:
+            continue
+        before, layer, after = name.rpartition(".base_layer.")
+        if layer and after == "weight":
+            change = model.get_submodule(before).get_delta_weight("default")
+            value = (value.float() + change.float()).to(value.dtype)
+        yield (f"{before}.{after}" if layer else name), value
+
+
 def trained_part(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """What is trained beside adapters: everything outside the model, i.e. the critic."""
     return {

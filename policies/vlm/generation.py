@@ -105,12 +105,12 @@ def pick(
     if greedy:
         return logits.argmax(1)
     p = torch.softmax(narrow(logits, top_k=top_k, top_p=top_p), 1)
-    # right=True counts entries <= u, so that a word of probability 0 is never drawn; where the sum
-    # rounds to less than u, the last word that has a probability is the one
+    # The first word whose cumulative probability exceeds u has a probability itself; u stays below
+    # the sum, which rounding may have put under 1.
     cumulative = p.cumsum(1)
-    words = torch.searchsorted(cumulative, uniform.unsqueeze(1), right=True).squeeze(1)
-    last = p.shape[1] - 1 - (p.flip(1) > 0).int().argmax(1)
-    return torch.minimum(words, last)
+    below = torch.nextafter(cumulative[:, -1], torch.zeros_like(uniform))
+    u = torch.minimum(uniform, below).unsqueeze(1)
+    return torch.searchsorted(cumulative, u, right=True).squeeze(1)
 
 
 def narrow(logits: Tensor, *, top_k: int = 0, top_p: float = 1.0) -> Tensor:

@@ -45,6 +45,8 @@ FAMILIES: dict[str, Family] = {
     "smolvlm": Family(),
     "internvl": Family(),
     "gemma3": Family(both_ways="image"),
+    "llava": Family(),
+    "paligemma": Family(first_position=1, both_ways="prompt"),
 }
 """Model types whose outputs are compared with their own ``forward`` by a test."""
 

@@ -14,6 +14,7 @@ Axes: ``B`` rows, ``U`` tokens of the longest answer, ``A`` bytes of an action, 
 from __future__ import annotations
 
 import copy
+import dataclasses
 import string
 from collections.abc import Sequence
 from functools import cached_property
@@ -24,7 +25,7 @@ from torch import Tensor, nn
 
 from embodied_rl.losses.reduce import masked_mean
 from embodied_rl.policies.nn import draw_uniform, orthogonal_, require_choice
-from embodied_rl.policies.vlm import adapters, text
+from embodied_rl.policies.vlm import adapters, backends, text
 from embodied_rl.policies.vlm import model as models
 from embodied_rl.policies.vlm.generation import Answers, generate
 from embodied_rl.policies.vlm.packing import Decoding, KeysValues, Packing
@@ -56,6 +57,8 @@ class VLM(nn.Module):
         lora_alpha: the output of the adapters is scaled by ``lora_alpha / lora_rank``.
         gradient_checkpointing: keep one activation per layer and compute the others again.
         critic: ``trunk``, a linear value head, or ``none``.
+        generation: who generates answers, see ``backends``. The state of a policy is the same with
+            every backend.
 
     Raises:
         ValueError: another action space, an unreadable model, unknown option value.
@@ -76,6 +79,7 @@ class VLM(nn.Module):
         lora_alpha: int = 16,
         gradient_checkpointing: bool = False,
         critic: Literal["trunk", "none"] = "none",
+        generation: backends.Generation = backends.Generation(),
     ) -> None:
         super().__init__()
         require_choice("policy.dtype", dtype, tuple(DTYPES))
@@ -96,6 +100,11 @@ class VLM(nn.Module):
         if critic == "trunk":
             width = self.model.config.get_text_config().hidden_size
             self.critic = orthogonal_(nn.Linear(width, 1), 1.0)
+        self.engine: backends.FollowingEngine | None = None
+        if generation.backend == "vllm":
+            from embodied_rl.policies.vlm.vllm_backend import following_vllm
+
+            self.engine = following_vllm(self, dtype=dtype, generation=generation)
 
     @property
     def head(self) -> Head:
@@ -117,6 +126,8 @@ class VLM(nn.Module):
         int64 [B] and, for algorithms, ``unfinished`` [B] and ``numeric`` [B, U] (see
         ``PolicyOutput``). Prompts that are equal are computed once.
         """
+        if self.engine is not None:
+            return self._sample_from(self.engine, obs, greedy=deterministic, generator=generator)
         prompts = self.reader(obs)
         keep: KeysValues = {}
         layout, hidden, inputs = self._prompts(prompts, keep=keep)
@@ -276,6 +287,38 @@ class VLM(nn.Module):
     def _values(self, last: Tensor, rows: Tensor) -> Tensor | None:
         """``[B]`` from the states [P, E] at the ends of prompts."""
         return None if self.critic is None else self.critic(last.float()).squeeze(-1)[rows]
+
+    def _sample_from(
+        self,
+        engine: backends.FollowingEngine,
+        obs: TensorDict,
+        *,
+        greedy: bool,
+        generator: torch.Generator | None,
+    ) -> PolicyOutput:
+        """As ``sample``; ``replay`` also holds ``backend_log_probs`` [B, U], of the engine."""
+        sampling = backends.Sampling(
+            max_new_tokens=self.max_new_tokens,
+            temperature=self.temperature,
+            top_k=self.top_k,
+            top_p=self.top_p,
+            stop=self.stop,
+            end_tokens=tuple(models.end_tokens(self.model, self.tokenizer)),
+            greedy=greedy,
+        )
+        seeds = torch.zeros(len(obs["chat"]), dtype=torch.int64)
+        if not greedy:
+            noise = draw_uniform(seeds.shape, like=seeds, generator=generator)
+            seeds = (noise.double() * 2**31).long()
+        answers = engine.generate(self, obs, sampling, seeds=seeds)
+        if greedy:
+            return self._output(answers, None, likelihood=False)
+        scored = backends.score(self, obs, answers)
+        output = self._output(
+            dataclasses.replace(answers, log_probs=scored.log_probs), scored.values, likelihood=True
+        )
+        more = {"backend_log_probs": answers.log_probs}
+        return dataclasses.replace(output, replay=output.replay | more)
 
     def _stopped(self, tokens: list[int]) -> bool:
         """Whether the last tokens hold a stop string; a token is at least one byte."""

@@ -20,6 +20,7 @@ from typing import Any
 import transformers
 from transformers import AutoConfig, AutoModelForImageTextToText
 
+from embodied_rl.policies.vlm import efficientnet
 from embodied_rl.policies.vlm.processing import build_processor, save_processor
 from embodied_rl.policies.vlm.tokenizer import chat_tokenizer
 
@@ -220,6 +221,49 @@ def _gemma3() -> Preset:
     return options, processor
 
 
+def _llava() -> Preset:
+    tokenizer = chat_tokenizer(image="<image>", special=[], named={"image_token": "<image>"})
+    images = transformers.ViTImageProcessorPil(size={"height": 64, "width": 64})
+    processor = build_processor(
+        "llava",
+        tokenizer=tokenizer,
+        image_processor=images,
+        patch_size=32,
+        vision_feature_select_strategy="full",
+    )
+    stages = [(1, 8, 1, 2, 3), (4, 16, 2, 2, 5), (4, 32, 1, 2, 3), (4, 64, 1, 2, 3)]
+    options = {
+        "vision_config": {
+            "model_type": efficientnet.MODEL_TYPE,
+            "stem": 8,
+            "stages": stages,
+            "taps": (2, 3),
+            "image_size": 64,
+        },
+        "text_config": {"model_type": "llama"},
+        "image_token_index": tokenizer.convert_tokens_to_ids("<image>"),
+        "image_seq_length": 4,
+        "vision_feature_layer": -1,
+        "vision_feature_select_strategy": "full",
+    }
+    return options, processor
+
+
+def _paligemma() -> Preset:
+    tokenizer = chat_tokenizer(image="", special=[], named={"image_token": "<image>"})
+    tokenizer.chat_template = None  # its prompts are images, then text (see ``prompts``)
+    images = transformers.SiglipImageProcessorPil(
+        size={"height": 56, "width": 56}, image_seq_length=4
+    )
+    options = {
+        "vision_config": {**VISION, "image_size": 56, "patch_size": 28},
+        "text_config": {"model_type": "gemma", "head_dim": 32},
+        "projection_dim": TEXT["hidden_size"],
+        "image_token_index": tokenizer.convert_tokens_to_ids("<image>"),
+    }
+    return options, build_processor("paligemma", tokenizer=tokenizer, image_processor=images)
+
+
 PRESETS: dict[str, Callable[[], Preset]] = {
     "qwen2_5_vl": _qwen2_5_vl,
     "qwen2_5_vl_small": _qwen2_5_vl_small,
@@ -227,6 +271,8 @@ PRESETS: dict[str, Callable[[], Preset]] = {
     "smolvlm": _smolvlm,
     "internvl": _internvl,
     "gemma3": _gemma3,
+    "llava": _llava,
+    "paligemma": _paligemma,
 }
 
 

@@ -17,7 +17,13 @@ from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer
 from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
 from transformers.processing_utils import ProcessorMixin
 
-OPTIONS = ("image_seq_len", "image_seq_length")
+OPTIONS = (
+    "image_seq_len",
+    "image_seq_length",
+    "patch_size",
+    "vision_feature_select_strategy",
+    "num_additional_image_tokens",
+)
 NO_OPTIONS = ("image_processor", "tokenizer", "video_processor", "processor_class", "auto_map")
 
 

@@ -93,7 +93,12 @@ class PromptReader:
             self._size -= _bytes(self._cache.popitem(last=False)[1])
         return prompt
 
-    def _read(self, arrays: dict[str, np.ndarray], row: int) -> TensorDict:
+    def render(self, arrays: dict[str, np.ndarray], row: int) -> tuple[str, list[Image.Image]]:
+        """(text of one conversation in the format of the model, its images).
+
+        Raises:
+            ValueError: see ``__call__``.
+        """
         messages = read_chat(arrays["chat"][row])
         images = read_images(arrays, row)
         wanted = sum(part.get("type") == "image" for part in _parts(messages))
@@ -102,20 +107,35 @@ class PromptReader:
                 f"a conversation shows {wanted} images and its observation holds {len(images)}: "
                 "give image_sizes above 0 to exactly those images that the chat names"
             )
-        tokenizer = self.processor.tokenizer
         if self.processor.chat_template is None:
-            text = "\n".join(part["text"] for part in _parts(messages) if part["type"] == "text")
-        else:
-            text = tokenizer.apply_chat_template(
-                messages,
-                chat_template=self.processor.chat_template,
-                add_generation_prompt=True,
-                tokenize=False,
-            )
-        output = self.processor(
-            text=[text], images=[images] if images else None, return_tensors="pt"
+            return self._plain(messages, images), images
+        text = self.processor.tokenizer.apply_chat_template(
+            messages,
+            chat_template=self.processor.chat_template,
+            add_generation_prompt=True,
+            tokenize=False,
         )
-        return {name: value for name, value in output.items() if isinstance(value, Tensor)}
+        return text, images
+
+    def _plain(self, messages: list[dict[str, Any]], images: list[Image.Image]) -> str:
+        """A prompt of PaliGemma: its images, then what all messages say, nobody being named."""
+        text = "\n".join(part["text"] for part in _parts(messages) if part["type"] == "text")
+        if images:
+            return self.processor.image_token * len(images) + text
+        return f"{self.processor.tokenizer.bos_token}{text}\n"
+
+    def _read(self, arrays: dict[str, np.ndarray], row: int) -> TensorDict:
+        text, images = self.render(arrays, row)
+        if self.processor.chat_template is None and not images:
+            output = self.processor.tokenizer(  # a processor without a template wants images
+                [text], add_special_tokens=False, return_token_type_ids=True, return_tensors="pt"
+            )
+        else:
+            output = self.processor(
+                text=[text], images=[images] if images else None, return_tensors="pt"
+            )
+        # the prompt is its own label where no answer is given along with it
+        return {k: v for k, v in output.items() if isinstance(v, Tensor) and k != "labels"}
 
 
 def unique_prompts(arrays: dict[str, np.ndarray]) -> tuple[list[int], list[int], list[bytes]]:

@@ -104,6 +104,18 @@ def test_what_cannot_run_is_one_sentence_that_names_the_mend(arguments, message)
     assert "\n" not in str(caught.value)
 
 
+def test_a_group_baseline_makes_reinforce_pp_group_based():
+    words = ["--advantage.name", "reinforce_pp", "--num-steps", "0", "--env.group-size"]
+    grouped = ["--advantage.baseline", "group"]
+    assert overlay(recipe(), [*words, "8", *grouped]).env.group_size == 8
+    with pytest.raises(ConfigError, match=r"set env\.group_size to 8"):
+        overlay(recipe(), [*words, "1", *grouped])
+    with pytest.raises(ConfigError, match="unused with advantage 'reinforce_pp'"):
+        overlay(recipe(), [*words, "8"])
+    with pytest.raises(ConfigError, match="max_refills is unused"):
+        overlay(recipe(), [*words, "8", *grouped, "--max-refills", "1"])
+
+
 @pytest.mark.parametrize("text", ["", "[1, 2]", "a: [", "name: x", "name: x\nunknown: 1"])
 def test_a_file_that_is_no_configuration_is_refused(text):
     with pytest.raises(ConfigError):

@@ -298,6 +298,32 @@ def test_the_question_and_the_rest_of_the_answer_are_seen_and_masked_tokens_are_
     assert torch.equal(canvas, other)  # nothing of a masked token enters the network
 
 
+def test_the_most_certain_places_are_filled_first(monkeypatch):
+    policy, seen = make("masked_diffusion", num_steps=4), []
+
+    def logits(prompts: Tensor, canvas: Tensor) -> Tensor:
+        seen.append(canvas.clone())
+        table = torch.zeros(len(canvas), LENGTH, policy.alphabet.size)
+        table[..., 1] = torch.tensor([5.0, 1.0, 7.0, 3.0, 8.0, 2.0, 6.0, 4.0])  # for a
+        return table
+
+    monkeypatch.setattr(policy, "logits", logits)
+    output = policy.sample(OBS, deterministic=True, generator=generator())
+    filled = [(canvas[0] != policy.masked).nonzero().flatten().tolist() for canvas in seen]
+    assert filled == [[], [2, 4], [0, 2, 4, 6], [0, 2, 3, 4, 6, 7]]
+    assert bytes(output.actions[0].numpy()).rstrip(b"\0") == b"a" * LENGTH
+
+
+def test_steps_see_what_earlier_ones_wrote(copycat):
+    policy, obs = copy.deepcopy(copycat), {"chat": OBS["chat"][:1].expand(100, -1)}
+    alike = {}
+    for steps in (1, LENGTH):
+        policy.num_steps = steps
+        tokens = policy.sample(obs, generator=generator()).replay["tokens"]
+        alike[steps] = (tokens == tokens[:, :1]).all(1).float().mean().item()
+    assert alike[1] < 0.1 and alike[LENGTH] > 0.6, alike
+
+
 # ---- with the rest of the library ----------------------------------------------------------------
 
 

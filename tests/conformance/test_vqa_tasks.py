@@ -35,6 +35,7 @@ KNOBS = {
     "temporal_grounding": {"num_frames": 20},
     "timeseries_plot": {"noise": 0.2},
     "trance_like": {"num_objects": 8},
+    "visual_search": {"num_plates": 4},
 }
 
 

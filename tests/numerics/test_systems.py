@@ -162,6 +162,7 @@ def test_a_case_is_run_once_and_shares_its_first_stages(tmp_path, monkeypatch):
     systems.run_system(other, options, list(records))
     assert len(trained) == 2 and len(options.records.read_text().splitlines()) == 4
     figures = systems.Figures(system, systems.current(system, records))
-    assert figures.table("rl 2x1:right").tolist() == [[1.0, 0.0]]
-    assert figures.table("rl 2x1:tokens@blank").tolist() == [[2.0]]
+    rates, lengths = figures.table("rl 2x1:right"), figures.table("rl 2x1:tokens@blank")
+    assert rates is not None and rates.tolist() == [[1.0, 0.0]]
+    assert lengths is not None and lengths.tolist() == [[2.0]]
     assert figures.table("rl 2x2:right") is None

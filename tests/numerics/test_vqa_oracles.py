@@ -35,6 +35,9 @@ ORACLES = [
     ("perception_checklist", {"num_facts": 3}),
     ("pairwise_judge", {}),
     ("retrieval_embed", {}),
+    ("visual_search", {}),
+    ("visual_search", {"size": 96, "num_plates": 4}),
+    ("visual_search", {"size": 512}),
     ("cad_code", {}),
     ("cad_code", {"max_holes": 4, "size": 224}),
 ]

@@ -19,7 +19,7 @@ SPEC = PolicySpec(
     text_bytes=ANSWER,
 )
 RED, GREEN, BLUE = (230, 20, 20), (20, 200, 40), (30, 40, 220)
-KINDS = ("qwen2_5_vl", "qwen3_vl", "smolvlm", "internvl", "gemma3")
+KINDS = ("qwen2_5_vl", "qwen3_vl", "smolvlm", "internvl", "gemma3", "llava", "paligemma")
 
 
 def make(kind: str = "qwen2_5_vl", *, seed: int = 0, **options: Any) -> Any:
@@ -66,3 +66,13 @@ def no_actions(rows: int) -> Tensor:
 
 def generator(seed: int = 7) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
+
+
+def disturb(policy: Any, *, size: float = 0.05) -> Any:
+    """Move every trained weight in place, as an optimiser does."""
+    noise = generator(4)
+    with torch.no_grad():
+        for weight in policy.parameters():
+            if weight.requires_grad:
+                weight.add_(size * torch.randn(weight.shape, generator=noise))
+    return policy

@@ -46,11 +46,14 @@ def plain_model(policy):
 def plain_inputs(policy, obs, tokens):
     """One prompt and one answer as a row of token ids."""
     inputs = dict(policy.reader(obs).inputs)
+    # those of type 0 see each other in both directions in PaliGemma
+    ones = ["attention_mask"]
+    ones += ["token_type_ids"] if policy.model.config.model_type == "paligemma" else []
     for name, value in inputs.items():
         if name == "input_ids":
             inputs[name] = torch.cat([value, tokens[None]], 1)
         elif name in ("attention_mask", "mm_token_type_ids", "token_type_ids"):
-            after = torch.full_like(tokens[None], int(name == "attention_mask"))
+            after = torch.full_like(tokens[None], int(name in ones))
             inputs[name] = torch.cat([value, after], 1)
     return inputs
 

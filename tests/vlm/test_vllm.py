@@ -1,0 +1,126 @@
+"""vLLM against the policy's own model; run by ``make vllm``, in its own environment."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from conversations import KINDS, disturb, generator, make, mixed
+
+pytest.importorskip("vllm", reason="vLLM is not installed; make vllm runs these tests")
+
+from embodied_rl import checkpoint, cli
+from embodied_rl.metrics import read_jsonl
+from embodied_rl.policies.vlm import text
+from embodied_rl.policies.vlm.backends import Generation
+
+VLLM = Generation(backend="vllm", parity_tolerance=1e-4, context=512)
+
+
+def served(kind="qwen2_5_vl", **options):
+    return make(kind, generation=VLLM, **({"max_new_tokens": 24} | options))
+
+
+def own(policy, obs, **options):
+    """What the policy's own model answers."""
+    engine, policy.engine = policy.engine, None
+    try:
+        return policy.sample(obs, **options)
+    finally:
+        policy.engine = engine
+
+
+def greedy(policy, obs, *, alone=False):
+    sample = own if alone else type(policy).sample
+    return text.from_bytes(sample(policy, obs, deterministic=True, generator=None).actions)
+
+
+def off_by(output):
+    difference = (output.log_probs - output.replay["backend_log_probs"]).abs()
+    return float(difference[output.unit_mask].max())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_answers_follow_the_weights_and_are_those_of_transformers(kind):
+    policy, obs = served(kind), mixed(copies=2)
+    state, threads = torch.random.get_rng_state(), torch.get_num_threads()
+    before = greedy(policy, obs)
+    assert torch.equal(state, torch.random.get_rng_state())
+    torch.set_num_threads(threads + 1)
+    assert torch.get_num_threads() == threads + 1
+    torch.set_num_threads(threads)
+    assert before == greedy(policy, obs, alone=True)
+    for _ in range(2):
+        disturb(policy)
+        after = greedy(policy, obs)
+        assert after == greedy(policy, obs, alone=True)
+        assert all(a != b for a, b in zip(before, after, strict=True))
+        assert off_by(policy.sample(obs, generator=generator())) < 2e-5
+        before = after
+
+
+def test_images_are_seen_with_the_present_weights():
+    policy, obs = served(), mixed()
+    before = greedy(policy, obs)
+    with torch.no_grad():
+        for name, weight in policy.model.named_parameters():
+            if "visual" in name:
+                weight.mul_(-3.0)
+    after = greedy(policy, obs)
+    assert after == greedy(policy, obs, alone=True)
+    assert after[2] == before[2] and after[0] != before[0]  # the last question has no image
+
+
+def test_sampling_options_mean_the_same():
+    options = {"temperature": 0.7, "stop": ("e", "🌳"), "max_new_tokens": 40, "lora_rank": 4}
+    policy, obs = disturb(served("smolvlm", **options)), mixed(copies=8)
+    first, second, other = (policy.sample(obs, generator=generator(s)) for s in (1, 1, 2))
+    assert torch.equal(first.actions, second.actions)
+    assert not torch.equal(first.actions, other.actions)
+    assert off_by(first) < 2e-5
+    answers = text.from_bytes(first.actions)
+    lengths = first.replay["num_tokens"]
+    ends = policy.tokenizer.eos_token_id
+    assert any("e" in answer for answer in answers)
+    for answer, tokens, length in zip(answers, first.replay["tokens"], lengths, strict=True):
+        before = policy.tokenizer.decode(tokens[: length - 1], skip_special_tokens=True)
+        assert "e" not in before
+        assert "e" in answer or int(length) == 40 or int(tokens[length - 1]) == ends
+
+
+def test_narrowed_likelihoods_are_over_all_words():
+    policy, obs = served("smolvlm", top_k=2), mixed(copies=2)
+    assert off_by(policy.sample(obs, generator=generator())) < 2e-5
+    with pytest.raises(ValueError, match=r"set policy.temperature to 1, or policy.top_k to 0"):
+        served("smolvlm", top_k=2, temperature=0.5)
+
+
+def test_a_run_from_the_command_line_goes_on_where_it_stopped(tmp_path, capsys):
+    changes = {
+        "runs": tmp_path,
+        "imitation.episodes-per-task": 200,
+        "imitation.num-steps": 60,
+        "env.num-envs": 32,
+        "total-env-steps": 128,
+        "checkpoint.every": 1,
+        "checkpoint.keep-last": 9,
+        "algorithm.mismatch-clip": 2,
+        "policy.generation.backend": "vllm",
+        "policy.generation.context": 512,
+        "evaluation.episodes": 4,
+        "evaluation.modes": "greedy",
+    }
+    words = [str(word) for key, value in changes.items() for word in (f"--{key}", value)]
+    assert cli.main(["train", "vqa/shapes_grpo", *words]) == 0
+    whole = Path(capsys.readouterr().out.strip().splitlines()[-1])
+    metrics = [line for line in read_jsonl(whole / "metrics.jsonl") if "iteration" in line]
+    assert len(metrics) == 4 and all(line["train/mismatch_abs"] < 1e-4 for line in metrics)
+    assert sum(line["train/num_gradient_steps"] for line in metrics) > 4
+    broken = shutil.copytree(whole, tmp_path / "broken")
+    for path in sorted((broken / "checkpoints").glob("step_*"))[2:]:
+        shutil.rmtree(path)
+    assert cli.main(["train", "--resume", str(broken)]) == 0
+    ends = [sorted((run / "checkpoints").glob("step_*"))[-1] for run in (whole, broken)]
+    assert ends[0].name == ends[1].name
+    first, second = (checkpoint.load(path)["policy"] for path in ends)
+    assert all(torch.equal(value, second[name]) for name, value in first.items())
