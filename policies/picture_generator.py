@@ -54,10 +54,6 @@ class PictureGenerator(StringGenerator):
         temperature: float = 1.0,
         critic: Literal["trunk", "none"] = "none",
     ) -> None:
-        if "images" not in spec.obs_shapes:
-            raise ValueError(
-                "policy picture_generator sees pictures: use string_generator where there are none"
-            )
         super().__init__(
             spec,
             alphabet=alphabet,
@@ -67,6 +63,10 @@ class PictureGenerator(StringGenerator):
             temperature=temperature,
             critic=critic,
         )
+        if "images" not in spec.obs_shapes:
+            raise ValueError(
+                "policy picture_generator sees pictures: use string_generator where there are none"
+            )
         number, height, width, channels = spec.obs_shapes["images"]
         layers: list[nn.Module] = []
         for before, after in zip((channels, *WIDTHS), WIDTHS, strict=False):

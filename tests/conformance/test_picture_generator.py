@@ -1,3 +1,5 @@
+from typing import Any
+
 import pytest
 import torch
 
@@ -12,7 +14,7 @@ SPEC = PolicySpec(
 )
 
 
-def make(**options):
+def make(**options: Any) -> Any:
     torch.manual_seed(0)
     return make_policy("picture_generator", SPEC, dim=32, prompt_length=6, **options)
 
@@ -69,4 +71,4 @@ def test_without_pictures_it_is_refused_with_a_way_out():
         obs_shapes={"chat": (96,)}, obs_dtypes={"chat": "uint8"}, text_bytes=8, num_actions=0
     )
     with pytest.raises(ValueError, match="use string_generator"):
-        make_policy("picture_generator", spec)
+        make_policy("picture_generator", spec, max_new_tokens=4)

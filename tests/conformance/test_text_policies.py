@@ -33,7 +33,7 @@ SPEC = PolicySpec(
 )
 SMALL: dict[str, dict[str, Any]] = {
     "masked_diffusion": {"dim": 16, "depth": 1, "heads": 2, "prompt_length": 12},
-    "picture_generator": {"dim": 16, "prompt_length": 12},
+    "picture_generator": {"dim": 16, "prompt_length": 12, "max_new_tokens": 12},
     "string_generator": {"dim": 16, "prompt_length": 12},
 }
 every_policy = pytest.mark.parametrize("name", SMALL)
@@ -94,7 +94,7 @@ def test_permuting_rows_and_noise_permutes_the_sample(name, monkeypatch):
         return lambda *args, **options: draw(*args, **options)[order]
 
     monkeypatch.setattr(torch, "rand", permuted(torch.rand))
-    moved = policy.sample({"chat": OBS["chat"][order]}, generator=generator())
+    moved = policy.sample({k: x[order] for k, x in OBS.items()}, generator=generator())
     assert torch.equal(moved.actions, plain.actions[order])
     torch.testing.assert_close(moved.log_probs, plain.log_probs[order], atol=2e-5, rtol=1e-5)
 
@@ -103,7 +103,7 @@ def test_permuting_rows_and_noise_permutes_the_sample(name, monkeypatch):
 def test_one_token_is_drawn_and_scored_with_its_exact_probability(name):
     length = "answer_length" if name == "masked_diffusion" else "max_new_tokens"
     policy = make(name, **{length: 1})
-    obs = {"chat": OBS["chat"][:1].expand(4000, -1)}
+    obs = {key: x[:1].expand(4000, *x.shape[1:]) for key, x in OBS.items()}
     sampled = policy.sample(obs, generator=generator())
     tokens, log_probs = sampled.replay["tokens"][:, 0], sampled.log_probs.exp()
     for token in range(6):
@@ -129,7 +129,7 @@ def test_imitated_answers_are_given(name):
     rows = torch.arange(2).repeat(16)
     for step in range(150):
         loss = policy.imitation_loss(
-            {"chat": obs["chat"][rows]},
+            {key: x[rows] for key, x in obs.items()},
             actions[rows],
             torch.ones(32, 1, dtype=torch.bool),
             generator=generator(step),
