@@ -244,9 +244,9 @@ with its mechanism here, the honest test of it and what was measured. Policies o
 (`picture_generator`) with random weights that imitate a few hundred steps and are then trained by
 reinforcement; 200 held-out questions, answered greedily; mean over seeds and questions with a 95 %
 interval that resamples both (`benchmarks/systems.py` says how). *pass*: every bound lies outside
-its interval on
-the right side; *fail*: one lies on the wrong side; *null*: one interval holds its bound. Figures of
-such models say whether a mechanism does what it should, not how well it does in large ones.
+its interval on the right side; *fail*: one lies on the wrong side; *null*: one interval holds its
+bound. Figures of such policies say whether a mechanism does what it should, not how well it does in
+large models. Tests named here are in `tests/numerics` and `tests/conformance`.
 
 | no. | system | components | command | honest test and figures | verdict | s |
 |---|---|---|---|---|---|---|
@@ -261,13 +261,14 @@ def row(system: System, records: Sequence[Mapping[str, Any]]) -> str:
     seeds = sorted({r["seed"] for r in mine if r["seed"] < FIRST_TUNING_SEED})
     seconds = sum(r["wall_s"] for r in mine if r["seed"] < FIRST_TUNING_SEED)
     verdict = verdict_of([one for one, _ in judged]) if system.rules else "not run"
+    measured = "; ".join(words for _, words in judged) + "." if mine else ""
     given = " ".join(map(str, seeds or (0, 1, 2)))
     cells = (
         str(system.number),
         f"{system.title} (`{system.recipe}`)",
         ", ".join(f"`{name}`" for name in system.components),
         f"`python -m benchmarks.systems {system.number} --seeds {given}`",
-        f"{system.test} " + "; ".join(words for _, words in judged) + system.note,
+        " ".join(filter(None, (system.test, measured, system.note.strip()))),
         verdict,
         f"{seconds:.0f}",
     )
