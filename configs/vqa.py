@@ -47,7 +47,7 @@ def shapes_grpo() -> TrainConfig:
     return replace(
         base,
         name="vqa/shapes_grpo",
-        total_env_steps=409_600,
+        total_env_steps=1_024_000,
     )
 
 
