@@ -180,6 +180,21 @@ def test_an_image_is_seen_and_its_frame_is_not():
     assert not torch.allclose(log_probs[0], log_probs[1], atol=1e-4)
 
 
+def test_without_a_chat_template_a_prompt_is_images_then_text():
+    policy = make("paligemma")
+    obs = conversations(("What colour?", [RED]), ("Which one?", [RED, BLUE]), ("Yes or no?", []))
+    inputs = policy.reader(obs).inputs
+    mask = inputs["attention_mask"].bool()
+    rows = [policy.tokenizer.decode(x[m]) for x, m in zip(inputs["input_ids"], mask, strict=True)]
+    image = "<image>" * 4
+    assert rows == [
+        f"{image}<|bos|>What colour?\n",
+        f"{image}{image}<|bos|>Which one?\n",
+        "<|bos|>Yes or no?\n",
+    ]
+    assert not inputs["token_type_ids"][mask].any()
+
+
 def test_stop_strings_end_an_answer_and_stay_in_it():
     policy = make(max_new_tokens=40, stop=("e", "🌳"))
     obs = mixed(copies=8)
