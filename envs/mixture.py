@@ -166,6 +166,7 @@ class MixtureSimulator:
         # What a part restored with its present state must not be stepped through again.
         again = self._replayed[rows] > 0
         self._replayed[rows[again]] -= 1
+        self._again = np.flatnonzero(again)
         self._sent: list[IntArray] = []
         for number, part in enumerate(self.parts):
             of_part = np.flatnonzero((self._kinds[rows] == number) & ~again)
@@ -191,7 +192,8 @@ class MixtureSimulator:
         """See ``Simulator.recv``."""
         rows, count = self._rows, self._rows.size
         obs, rewards = self._empty(rows), np.zeros(count, np.float32)
-        _fill(obs, np.arange(count), {k: v[rows] for k, v in self._present.items()})
+        restored = {name: value[rows[self._again]] for name, value in self._present.items()}
+        _fill(obs, self._again, restored)
         terms = {part.name: np.zeros(count, np.float32) for part in self.parts}
         terminated, truncated, success, dropped = np.zeros((4, count), np.bool_)
         restarts = 0

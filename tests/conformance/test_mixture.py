@@ -20,7 +20,7 @@ from embodied_rl.registry import registry
 
 pytest.importorskip("PIL.Image", reason="the extra vqa is not installed")
 
-from embodied_rl.check_env import random_actions
+from embodied_rl.check_env import random_actions, same
 from embodied_rl.envs.vqa.env import encode_text
 
 REACH: dict[str, Any] = {"dim": 3, "max_episode_steps": 7}
@@ -92,6 +92,21 @@ def test_no_two_parts_share_a_start_and_rows_of_a_group_do() -> None:
             start = b"".join(obs[name][row].numpy().tobytes() for name in sorted(obs))
             assert starts.setdefault(group, start) == start
     assert len(starts) == len(set(starts.values())) == 2 * 5
+
+
+def test_a_resumed_mixture_goes_on_as_if_nothing_had_happened() -> None:
+    first, other = mixture(), mixture()
+    actions = random_actions(first, steps=6)
+    first.reset(options={"task_ids": torch.tensor([0, 1, 2, 0, 0, 1])})
+    first.step(actions[0])
+    state = first.state_dict()
+    obs = other.load_state_dict(state)
+    assert same(obs, first._tensors(first._obs))
+    tasks = {"task_ids": torch.tensor([1, 0, 0, 2, 0, 1])}
+    for step in range(1, 6):
+        if step == 3:
+            assert same(first.reset(options=tasks)[0], other.reset(options=tasks)[0])
+        assert same(first.step(actions[step])[:4], other.step(actions[step])[:4])
 
 
 @pytest.mark.parametrize(
