@@ -202,7 +202,7 @@ _BEFORE_AND_AFTER = (
     Variant(name="sft", stages=(SFT,)),
     Variant(name="rl", stages=(SFT, RL), views={"blank": BLANK}),
 )
-LONGER: Stage = ("--imitation.num-steps", "600", "--imitation.episodes-per-task", "3000")
+LONGER: Stage = ("--imitation.num-steps", "300")
 MORE: Stage = ("--imitation.num-steps", "900")
 _TURNED = {"turned": {"knobs": {"digits": {"turn": 15}}}}
 _THINK: Stage = (
@@ -224,7 +224,7 @@ _NOISY = _knobs("temporal_grounding", **_FILM, label_noise=0.3)
 _SEEN = {"seen": {"split": "train"}}
 
 
-MIXED_UPDATES = 60
+MIXED_UPDATES = 40
 
 
 def _alone(task: str, *, updates: int) -> Stage:

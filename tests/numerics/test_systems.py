@@ -155,7 +155,7 @@ def test_a_case_is_run_once_and_shares_its_first_stages(tmp_path, monkeypatch):
     records = []
     systems.run_system(system, options, records)
     assert [r["variant"] for r in records] == ["sft 2x1", "rl 2x1"]
-    assert trained == [(0, False), (60 * 256, True)]
+    assert trained == [(0, False), (40 * 256, True)]
     systems.run_system(system, options, list(records))
     assert len(trained) == 2 and len(options.records.read_text().splitlines()) == 2
     other = replace(system, metrics=("right",))
