@@ -75,7 +75,7 @@ def jigsaw_r1() -> TrainConfig:
         knobs={"jigsaw_full": {"rows": 2, "columns": 1, "size": 28, "num_shapes": 2}},
         prompt=6,
         characters=8,
-        imitation_steps=60,
+        imitation_steps=200,
         updates=40,
     )
 
