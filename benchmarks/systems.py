@@ -51,6 +51,8 @@ from embodied_rl.types import TensorDict
 
 RECORDS, PAGE, FRAGMENTS = Path("docs/systems.jsonl"), Path("docs/systems.md"), Path("docs/systems")
 QUESTIONS = 200
+MIN_SEEDS = 3
+"""Fewer say nothing."""
 LEVELS = 35
 """A value in [0, 1] is stored as one digit of base 36."""
 FIRST_TUNING_SEED = 10
@@ -213,7 +215,9 @@ def judge(rule: Rule, figures: Figures) -> tuple[str, str]:
     """(verdict, figure in words) of a rule."""
     first = figures.table(rule.of)
     second = figures.table(rule.minus) if rule.minus else None
-    if first is None or (rule.minus and second is None):
+    given = [first, second] if rule.minus else [first]
+    counts = [0 if table is None else len(table) for table in given]
+    if first is None or min(counts) < MIN_SEEDS:
         return "not run", f"{rule.says}: not run"
     if second is not None:
         seeds, questions = np.minimum(first.shape, second.shape)

@@ -202,7 +202,7 @@ _BEFORE_AND_AFTER = (
     Variant(name="sft", stages=(SFT,)),
     Variant(name="rl", stages=(SFT, RL), views={"blank": BLANK}),
 )
-LONGER: Stage = ("--imitation.num-steps", "600", "--imitation.episodes-per-task", "3000")
+LONGER: Stage = ("--imitation.num-steps", "300")
 MORE: Stage = ("--imitation.num-steps", "900")
 _TURNED = {"turned": {"knobs": {"digits": {"turn": 15}}}}
 _THINK: Stage = (
@@ -224,7 +224,7 @@ _NOISY = _knobs("temporal_grounding", **_FILM, label_noise=0.3)
 _SEEN = {"seen": {"split": "train"}}
 
 
-MIXED_UPDATES = 60
+MIXED_UPDATES = 40
 
 
 def _alone(task: str, *, updates: int) -> Stage:
@@ -262,6 +262,8 @@ JIGSAW = System(
         Rule(says="pair 2x2", of="rl pair:right", report=True),
         Rule(says="pair 3x3", of="rl pair:right@3x3", above=0.125),
     ),
+    note=" Seeds 3 to 5: with 60 steps of imitation, not 200, seed 0 stayed at chance, also after "
+    "reinforcement, and seed 1 after imitation.",
 )
 
 

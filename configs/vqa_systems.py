@@ -75,8 +75,8 @@ def jigsaw_r1() -> TrainConfig:
         knobs={"jigsaw_full": {"rows": 2, "columns": 1, "size": 28, "num_shapes": 2}},
         prompt=6,
         characters=8,
-        imitation_steps=300,
-        updates=60,
+        imitation_steps=200,
+        updates=40,
     )
 
 
@@ -88,7 +88,7 @@ def cad_rl() -> TrainConfig:
         knobs={"cad_code": {"kinds": ["tube", "shaft"], "size": 56}},
         characters=400,
         imitation_steps=300,
-        updates=60,
+        updates=40,
     )
     return with_full_prompt(config)
 
@@ -103,7 +103,7 @@ def cls_rl() -> TrainConfig:
         prompt=6,
         characters=2,
         imitation_steps=300,
-        updates=60,
+        updates=40,
     )
 
 
@@ -116,7 +116,7 @@ def mm_r5() -> TrainConfig:
         prompt=11,
         characters=8,
         imitation_steps=300,
-        updates=60,
+        updates=40,
     )
 
 
@@ -134,7 +134,7 @@ def timemaster() -> TrainConfig:
         prompt=5,
         characters=64,
         imitation_steps=300,
-        updates=60,
+        updates=40,
     )
 
 
@@ -150,7 +150,7 @@ def msrl() -> TrainConfig:
         knobs={"chart_to_code": chart},
         characters=600,
         imitation_steps=300,
-        updates=60,
+        updates=40,
     )
     return with_full_prompt(config)
 
@@ -170,7 +170,7 @@ def r1_reward() -> TrainConfig:
         knobs={"pairwise_judge": {"question": question}},
         characters=2,
         imitation_steps=300,
-        updates=60,
+        updates=40,
     )
 
 
@@ -192,7 +192,7 @@ def srpo() -> TrainConfig:
         answer_form="reflect",
         characters=64,
         imitation_steps=300,
-        updates=60,
+        updates=40,
     )
 
 
@@ -210,9 +210,10 @@ def timelens() -> TrainConfig:
                 "seconds_per_frame": 1,
             }
         },
+        prompt=4,  # nothing else is in the film: which object is asked for does not matter
         characters=8,
-        imitation_steps=300,
-        updates=60,
+        imitation_steps=200,
+        updates=40,
     )
 
 
@@ -233,7 +234,7 @@ def star_r1() -> TrainConfig:
         prompt=14,
         characters=26,
         imitation_steps=300,
-        updates=60,
+        updates=40,
     )
 
 
@@ -246,7 +247,7 @@ def affordance_r1() -> TrainConfig:
         prompt=6,
         characters=10,
         imitation_steps=300,
-        updates=60,
+        updates=40,
     )
 
 
@@ -266,7 +267,7 @@ def mixed_r1() -> TrainConfig:
         },
         characters=56,
         imitation_steps=300,
-        updates=60,
+        updates=40,
     )
 
 
@@ -279,7 +280,7 @@ def ume_r1() -> TrainConfig:
         prompt=5,
         characters=56,
         imitation_steps=300,
-        updates=60,
+        updates=40,
     )
 
 

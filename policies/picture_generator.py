@@ -6,7 +6,12 @@ prompt
 
     h = tanh(W [p, v, p * v])
 
-is the state that the writer starts from. It learns simple questions about pictures from nothing in
+is the state that the writer starts from, and every character depends on it again,
+
+    z_u = head(relu(V [s_u, h])),
+
+where s_u is the writer's state: a picture that is seen only at the start is forgotten before it
+matters. It learns simple questions about pictures from nothing in
 seconds, which is what it is for: tests of rewards and algorithms.
 
 Axes: ``B`` rows, ``M`` pictures of H x W pixels, ``E`` features.
@@ -78,6 +83,7 @@ class PictureGenerator(StringGenerator):
         self.gather = nn.Linear(number * WIDTHS[-1] * height * width, dim)
         self.norm = nn.LayerNorm(dim)
         self.merge = nn.Linear(3 * dim, dim)
+        self.mixer = nn.Linear(2 * dim, dim)
 
     def _read(self, obs: TensorDict) -> Tensor:
         """State ``[1, B, E]`` after the prompts and the pictures."""
@@ -87,3 +93,7 @@ class PictureGenerator(StringGenerator):
         seen = self.norm(self.gather(self.eye(scaled).view(len(pictures), -1))).relu()
         merged = self.merge(torch.cat([prompt, seen, prompt * seen], 1))
         return merged.tanh().unsqueeze(0)
+
+    def _mix(self, hidden: Tensor, prompt: Tensor) -> Tensor:
+        first = prompt[0].unsqueeze(1).expand_as(hidden)
+        return self.mixer(torch.cat([hidden, first], -1)).relu()

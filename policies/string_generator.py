@@ -81,7 +81,7 @@ class StringGenerator(nn.Module):
         last, state = torch.full_like(tokens[:, :1], self.start), prompt
         for place in range(limit):
             hidden, state = self.writer(self.token_embedding(last), state)
-            logits = self.head(hidden[:, 0]) / self.temperature
+            logits = self.head(self._mix(hidden, prompt)[:, 0]) / self.temperature
             drawn = logits.argmax(1) if deterministic else draw_tokens(logits, uniform[:, place])
             tokens[:, place] = torch.where(running, drawn, END)
             running &= drawn != END
@@ -140,11 +140,15 @@ class StringGenerator(nn.Module):
         """(log-probabilities, entropies) ``[B, U]``, 0 after the end."""
         before = torch.cat([torch.full_like(tokens[:, :1], self.start), tokens[:, :-1]], 1)
         hidden, _ = self.writer(self.token_embedding(before), prompt)
-        log_p = torch.log_softmax(self.head(hidden) / self.temperature, -1)
+        log_p = torch.log_softmax(self.head(self._mix(hidden, prompt)) / self.temperature, -1)
         chosen = log_p.gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
         entropy = -(log_p.exp() * log_p).sum(-1)
         real = self._real(tokens, lengths)
         return chosen.masked_fill(~real, 0.0), entropy.masked_fill(~real, 0.0)
+
+    def _mix(self, hidden: Tensor, prompt: Tensor) -> Tensor:
+        """``[B, U, E]`` for the head, from the writer's states and the first one [1, B, E]."""
+        return hidden
 
     def _real(self, tokens: Tensor, lengths: Tensor) -> Tensor:
         """``[B, U]`` bool, tokens up to the end."""

@@ -53,7 +53,7 @@ def test_the_interval_is_as_wide_as_the_seeds_are_apart():
 
 def test_rules_pass_fail_or_leave_it_open():
     sure, half = [[1.0] * 50] * 3, [[0.0, 1.0] * 25] * 3
-    figures: Any = Tables(**{"a:m": sure, "b:m": half})
+    figures: Any = Tables(**{"a:m": sure, "b:m": half, "d:m": half[:2]})
     assert judge(Rule(says="", of="a:m", above=0.9), figures)[0] == "pass"
     assert judge(Rule(says="", of="b:m", above=0.9), figures)[0] == "fail"
     assert judge(Rule(says="", of="b:m", above=0.5), figures)[0] == "null"
@@ -61,6 +61,7 @@ def test_rules_pass_fail_or_leave_it_open():
     assert judge(Rule(says="", of="b:m", minus="a:m"), figures)[0] == "fail"
     assert judge(Rule(says="", of="a:m", minus="b:m", times=2), figures)[0] == "null"
     assert judge(Rule(says="", of="a:m", minus="c:m"), figures)[0] == "not run"
+    assert judge(Rule(says="", of="a:m", minus="d:m"), figures)[0] == "not run"  # two seeds
     assert judge(Rule(says="x", of="b:m", report=True), figures) == (
         "reported",
         judge(Rule(says="x", of="b:m"), figures)[1].partition(" (above")[0],
@@ -155,7 +156,7 @@ def test_a_case_is_run_once_and_shares_its_first_stages(tmp_path, monkeypatch):
     records = []
     systems.run_system(system, options, records)
     assert [r["variant"] for r in records] == ["sft 2x1", "rl 2x1"]
-    assert trained == [(0, False), (60 * 256, True)]
+    assert trained == [(0, False), (40 * 256, True)]
     systems.run_system(system, options, list(records))
     assert len(trained) == 2 and len(options.records.read_text().splitlines()) == 2
     other = replace(system, metrics=("right",))
