@@ -31,7 +31,7 @@ def parts(*, split: str) -> dict[str, dict[str, Any]]:
 
 
 def shapes_and_reach() -> TrainConfig:
-    """Imitate 2000 examples of each, then GRPO in groups of 8; 1.5 minutes of processor time."""
+    """Imitate 2000 examples of each, then GRPO in groups of 8."""
     return TrainConfig(
         name="mixed/shapes_and_reach",
         env=EnvConfig(
