@@ -196,6 +196,8 @@ PAIR: Stage = (
     "jigsaw_pair",
     "--env.simulator.knobs",
     str(_pair(2)),
+    "--policy.alphabet",
+    "ABCDEFGH",
 )
 
 _BEFORE_AND_AFTER = (

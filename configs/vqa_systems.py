@@ -9,6 +9,7 @@ FOLDER_OR_HUB_NAME --env.simulator.prompt full``.
 
 from __future__ import annotations
 
+import string
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
@@ -62,9 +63,10 @@ def _recipe(
 
 
 def with_full_prompt(config: TrainConfig) -> TrainConfig:
-    """For tasks that have no brief one."""
+    """For tasks that have no brief one, whose answers are programs."""
     simulator = config.env.simulator.replace(prompt="full")
-    return replace(config, env=replace(config.env, simulator=simulator))
+    policy = config.policy.replace(alphabet=string.printable[:95] + "\n")
+    return replace(config, env=replace(config.env, simulator=simulator), policy=policy)
 
 
 def jigsaw_r1() -> TrainConfig:
@@ -265,7 +267,7 @@ def mixed_r1() -> TrainConfig:
             "digits": {"shots": 0},
             "retrieval_embed": {"size": 28, "num_candidates": 20},
         },
-        characters=56,
+        characters=72,
         imitation_steps=300,
         updates=40,
     )
@@ -278,7 +280,7 @@ def ume_r1() -> TrainConfig:
         "retrieval_embed",
         knobs={"retrieval_embed": {"size": 28}},
         prompt=5,
-        characters=56,
+        characters=72,
         imitation_steps=300,
         updates=40,
     )

@@ -12,6 +12,7 @@ from benchmarks.systems_catalogue import METRICS, SYSTEMS, Rule
 from embodied_rl.config import overlay
 from embodied_rl.configs import builtin_recipes
 from embodied_rl.envs import make_env
+from embodied_rl.envs.vqa.env import reference_text
 from embodied_rl.types import Question
 
 
@@ -91,7 +92,12 @@ def test_every_system_is_made_of_what_there_is(system):
             asked = {key: value for key, value in options.items() if key != "blank"}
             plain = {"reward": "correct", "reward_options": {}}  # what it needs may be missing
             simulator = case.configs[-1].env.simulator.replace(**asked, **plain)
-            make_env("vqa", num_envs=1, seed=0, **simulator.options).reset()
+            env: Any = make_env("vqa", num_envs=8, seed=0, **simulator.options)
+            env.reset()
+            policy = case.configs[-1].policy.resolved()
+            for said in map(reference_text, env.simulator.questions):
+                assert set(said) <= set(policy["alphabet"]), said
+                assert len(said) < policy["max_new_tokens"], said
     places = {
         f"{variant.name}:{metric}@{view}".removesuffix("@")
         for variant in system.variants
