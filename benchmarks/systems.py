@@ -292,29 +292,11 @@ def current(system: System, records: Sequence[Mapping[str, Any]]) -> list[Mappin
 
 
 def write_page(records: Sequence[Mapping[str, Any]]) -> None:
-    """``docs/systems.md``: a row per system, and the rows of ``docs/systems/*.md``."""
-    rows = [row(system, records) for system in SYSTEMS]
-    rest: list[str] = []
-    for path in sorted(FRAGMENTS.glob("*.md")):
-        mine, other = split_fragment(path.read_text())
-        rows += mine
-        rest += [other] if other else []
-    rows.sort(key=lambda line: int(line.split("|")[1]))
-    PAGE.write_text(HEAD + "\n".join(rows) + "\n" + "".join(f"\n{part}\n" for part in rest))
-
-
-def split_fragment(page: str) -> tuple[list[str], str]:
-    """Rows of a fragment that fit the table (a number first, as many cells), and all other text."""
-    columns = HEAD.splitlines()[-1].count("|")
-    lines = page.strip().splitlines()
-    fits = [
-        line.split("|")[1].strip().isdigit() if line.count("|") == columns else False
-        for line in lines
-    ]
-    rows = [line for line, fit in zip(lines, fits, strict=True) if fit]
-    if rows:
-        return rows, ""
-    return [], page.strip()
+    """``docs/systems.md``: a row per system, then the tables of ``docs/systems/*.md``."""
+    rows = sorted(SYSTEMS, key=lambda system: system.number)
+    table = "\n".join(row(system, records) for system in rows)
+    rest = "".join(f"\n{path.read_text()}" for path in sorted(FRAGMENTS.glob("*.md")))
+    PAGE.write_text(f"{HEAD}{table}\n{rest}")
 
 
 def main() -> None:
