@@ -188,8 +188,7 @@ class Figures:
 
         ``tokens`` is a metric too, with one value per seed.
         """
-        variant, _, rest = place.partition(":")
-        metric, _, view = rest.partition("@")
+        variant, metric, view = split_place(place)
         found = {r["seed"]: r for r in self.records if r["variant"] == variant}
         chosen = [found[seed] for seed in sorted(found) if seed < FIRST_TUNING_SEED]
         if not chosen:
@@ -197,6 +196,15 @@ class Figures:
         if metric == "tokens":
             return np.array([[record["tokens"][view]] for record in chosen])
         return np.array([as_values(record["values"][view][metric]) for record in chosen])
+
+
+def split_place(place: str) -> tuple[str, str, str]:
+    """(variant, metric, view) of ``variant:metric@view``; names of metrics may hold an @ too."""
+    variant, _, rest = place.partition(":")
+    if rest in METRICS:
+        return variant, rest, ""
+    metric, _, view = rest.rpartition("@") if "@" in rest else (rest, "", "")
+    return variant, metric, view
 
 
 def interval(table: Array, *, resamples: int = 4000) -> tuple[float, float, float]:

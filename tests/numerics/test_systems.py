@@ -134,6 +134,15 @@ def test_attempts_and_pages_are_told_apart():
     assert METRICS["shapes_vqa"](question, "red", "plain") == 1.0
 
 
+def test_every_rule_names_what_its_system_measures():
+    for system in SYSTEMS:
+        views = {variant.name: {"", *variant.views} for variant in system.variants}
+        for place in (place for rule in system.rules for place in (rule.of, rule.minus) if place):
+            variant, metric, view = systems.split_place(place)
+            assert metric in (*system.metrics, "tokens"), (system.number, place)
+            assert view in views[variant], (system.number, place)
+
+
 def test_the_page_has_a_row_per_system_and_then_the_tables_of_others(tmp_path, monkeypatch):
     monkeypatch.setattr(systems, "PAGE", tmp_path / "systems.md")
     monkeypatch.setattr(systems, "FRAGMENTS", tmp_path)
