@@ -300,8 +300,8 @@ CLS = System(
             report=True,
         ),
     ),
-    note=" Digits are printed, not scanned. With thoughts (41 tokens) the answers stay near chance after "
-    "as many steps, so the comparison is of what is learned in equal steps.",
+    note="Digits are printed, not scanned. With thoughts (41 tokens) the answers stay near chance "
+    "after as many steps, so the comparison is of what is learned in equal steps.",
 )
 
 RERANK = System(
