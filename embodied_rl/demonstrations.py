@@ -77,15 +77,7 @@ def answered_questions(config: TrainConfig, *, questions_per_task: int) -> Demon
     if config.imitation is not None and config.imitation.action_noise:
         raise ConfigError("imitation.action_noise is unused where actions are texts: set it to 0")
     rows = max(1, min(questions_per_task, BATCH))
-    env = build_env(
-        config.env,
-        seed=0,
-        autoreset=False,
-        num_envs=rows,
-        group_size=1,
-        chunk_length=1,
-        normalize=False,
-    )
+    env = _single_steps(config, num_envs=rows)
     assert isinstance(env, SimulatorVectorEnv)
     simulator: Any = env.simulator
     parts: list[tuple[TensorDict, Tensor]] = []
@@ -111,6 +103,19 @@ def answered_questions(config: TrainConfig, *, questions_per_task: int) -> Demon
     return obs, answers, torch.ones((len(answers), 1), dtype=torch.bool)
 
 
+def _single_steps(config: TrainConfig, *, num_envs: int) -> VectorEnv:
+    """The environments of a run with rows that end for good and actions one at a time."""
+    return build_env(
+        config.env,
+        seed=0,
+        autoreset=False,
+        num_envs=num_envs,
+        group_size=1,
+        chunk_length=1,
+        normalize=False,
+    )
+
+
 def mixed_demonstrations(config: TrainConfig, *, episodes_per_task: int) -> Demonstrations:
     """Solved episodes of every task of a mixture, by experts and reference answers; in memory only.
 
@@ -122,15 +127,7 @@ def mixed_demonstrations(config: TrainConfig, *, episodes_per_task: int) -> Demo
     """
     if config.imitation is not None and config.imitation.action_noise:
         raise ConfigError("imitation.action_noise is unused in a mixture: set it to 0")
-    env = build_env(
-        config.env,
-        seed=0,
-        autoreset=False,
-        num_envs=episodes_per_task,
-        group_size=1,
-        chunk_length=1,
-        normalize=False,
-    )
+    env = _single_steps(config, num_envs=episodes_per_task)
     parts: list[Demonstrations] = []
     try:
         for task_id, name in enumerate(env.task_names):
