@@ -1,8 +1,8 @@
 """Recipes of published systems that answer questions about pictures, by system number.
 
-Each is the smallest form of a system's mechanism: a policy of 0.3 M parameters with random weights
-that writes characters (``picture_generator``) learns the task of the system by imitation for a few
-hundred steps, then by GRPO with the system's reward. Less than a minute on one core.
+Each is the smallest form of a system's mechanism: a policy of 0.5 to 1.5 M parameters with random
+weights that writes characters (``picture_generator``) learns the task of the system by imitation
+for a few hundred steps, then by GRPO with the system's reward. A minute or two on one core.
 `benchmarks.systems` tests them. A vision-language model instead: ``--policy.name vlm --policy.model
 FOLDER_OR_HUB_NAME --env.simulator.prompt full``.
 """

@@ -14,7 +14,7 @@ import json
 import torch
 from torch import Tensor
 
-from embodied_rl.types import PolicySpec
+from embodied_rl.types import PolicySpec, TensorDict
 
 END = 0
 
@@ -97,6 +97,22 @@ def _prompt(messages: list[dict[str, object]], length: int) -> Tensor:
             texts += [part["text"] for part in content if part["type"] == "text"]
     data = "\n".join(texts).encode()[-length:]
     return torch.tensor([*bytes(length - len(data)), *data])
+
+
+def distinct_rows(obs: TensorDict) -> tuple[Tensor, Tensor]:
+    """(first row of each kind ``[R]``, the kind of every row ``[B]``) of equal observations."""
+    arrays = [value.flatten(1).cpu().contiguous().numpy() for value in obs.values()]
+    kinds: dict[bytes, int] = {}
+    firsts: list[int] = []
+    rows: list[int] = []
+    for row in range(len(arrays[0])):
+        key = b"".join(array[row].tobytes() for array in arrays)
+        if key not in kinds:
+            kinds[key] = len(firsts)
+            firsts.append(row)
+        rows.append(kinds[key])
+    device = next(iter(obs.values())).device
+    return torch.tensor(firsts, device=device), torch.tensor(rows, device=device)
 
 
 def draw_tokens(logits: Tensor, uniform: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ Axes: ``B`` rows, ``U`` tokens, ``V`` tokens of the alphabet, ``E`` features.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -73,7 +73,7 @@ class StringGenerator(nn.Module):
         ``replay`` holds ``tokens`` int64 [B, U], ``num_tokens`` int64 [B], ``unfinished`` [B] and
         ``numeric`` [B, U] bool.
         """
-        prompt = self._read(obs)
+        prompt, memory = self._read(obs)
         count, limit = prompt.shape[1], self.max_new_tokens
         uniform = draw_uniform((count, limit), like=prompt, generator=generator)
         tokens = torch.zeros((count, limit), dtype=torch.int64, device=prompt.device)
@@ -81,20 +81,20 @@ class StringGenerator(nn.Module):
         last, state = torch.full_like(tokens[:, :1], self.start), prompt
         for place in range(limit):
             hidden, state = self.writer(self.token_embedding(last), state)
-            logits = self.head(self._mix(hidden, prompt)[:, 0]) / self.temperature
+            logits = self.head(self._look(hidden, memory)[:, 0]) / self.temperature
             drawn = logits.argmax(1) if deterministic else draw_tokens(logits, uniform[:, place])
             tokens[:, place] = torch.where(running, drawn, END)
             running &= drawn != END
             last = tokens[:, place : place + 1]
         actions = self.alphabet.to_bytes(tokens, width=self.spec.text_bytes)
-        values = self._value(prompt)
+        values = self._value(prompt, memory)
         if deterministic:
             return PolicyOutput(actions=actions, values=values)
         lengths = ((tokens != END).sum(1) + 1).clamp(max=limit)
         real = self._real(tokens, lengths)
         return PolicyOutput(
             actions=actions,
-            log_probs=self._score(prompt, tokens, lengths)[0],
+            log_probs=self._score(prompt, memory, tokens, lengths)[0],
             values=values,
             unit_mask=real,
             replay={
@@ -107,13 +107,15 @@ class StringGenerator(nn.Module):
 
     def log_prob(self, obs: TensorDict, actions: Tensor, replay: TensorDict) -> LogProbOutput:
         """Score the tokens in ``replay`` in one pass."""
-        prompt = self._read(obs)
-        log_probs, entropy = self._score(prompt, replay["tokens"], replay["num_tokens"])
-        return LogProbOutput(log_probs=log_probs, entropy=entropy, values=self._value(prompt))
+        prompt, memory = self._read(obs)
+        log_probs, entropy = self._score(prompt, memory, replay["tokens"], replay["num_tokens"])
+        return LogProbOutput(
+            log_probs=log_probs, entropy=entropy, values=self._value(prompt, memory)
+        )
 
     def value(self, obs: TensorDict) -> Tensor:
         """``[B]`` state values; zeros without a critic."""
-        return self._value(self._read(obs))
+        return self._value(*self._read(obs))
 
     def imitation_loss(
         self, obs: TensorDict, actions: Tensor, mask: Tensor, *, generator: torch.Generator | None
@@ -121,7 +123,7 @@ class StringGenerator(nn.Module):
         """Cross entropy of answers uint8 [B, A] in nats per token; ``mask`` [B] or [B, 1] rows."""
         tokens = self.alphabet.to_tokens(actions, length=self.max_new_tokens)
         lengths = ((tokens != END).sum(1) + 1).clamp(max=self.max_new_tokens)
-        log_probs, _ = self._score(self._read(obs), tokens, lengths)
+        log_probs, _ = self._score(*self._read(obs), tokens, lengths)
         return masked_mean(-log_probs, self._real(tokens, lengths) & mask.view(-1, 1))
 
     def set_progress(self, progress: float) -> None:
@@ -131,30 +133,32 @@ class StringGenerator(nn.Module):
         """``[B, 1]`` from executed answers [B, 1]; tokens are masked by ``PolicyOutput``."""
         return executed
 
-    def _read(self, obs: TensorDict) -> Tensor:
-        """State ``[1, B, E]`` after the prompts."""
+    def _read(self, obs: TensorDict) -> tuple[Tensor, Any]:
+        """State ``[1, B, E]`` after the prompts, and what ``_look`` looks at."""
         prompts = read_prompts(obs["chat"], length=self.prompt_length)
-        return self.reader(self.byte_embedding(prompts))[1]
+        return self.reader(self.byte_embedding(prompts))[1], None
 
-    def _score(self, prompt: Tensor, tokens: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+    def _score(
+        self, prompt: Tensor, memory: Any, tokens: Tensor, lengths: Tensor
+    ) -> tuple[Tensor, Tensor]:
         """(log-probabilities, entropies) ``[B, U]``, 0 after the end."""
         before = torch.cat([torch.full_like(tokens[:, :1], self.start), tokens[:, :-1]], 1)
         hidden, _ = self.writer(self.token_embedding(before), prompt)
-        log_p = torch.log_softmax(self.head(self._mix(hidden, prompt)) / self.temperature, -1)
+        log_p = torch.log_softmax(self.head(self._look(hidden, memory)) / self.temperature, -1)
         chosen = log_p.gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
         entropy = -(log_p.exp() * log_p).sum(-1)
         real = self._real(tokens, lengths)
         return chosen.masked_fill(~real, 0.0), entropy.masked_fill(~real, 0.0)
 
-    def _mix(self, hidden: Tensor, prompt: Tensor) -> Tensor:
-        """``[B, U, E]`` for the head, from the writer's states and the first one [1, B, E]."""
+    def _look(self, hidden: Tensor, memory: Any) -> Tensor:
+        """``[B, U, E]`` for the head, from the writer's states."""
         return hidden
 
     def _real(self, tokens: Tensor, lengths: Tensor) -> Tensor:
         """``[B, U]`` bool, tokens up to the end."""
         return torch.arange(tokens.shape[1], device=tokens.device) < lengths.unsqueeze(1)
 
-    def _value(self, prompt: Tensor) -> Tensor:
+    def _value(self, prompt: Tensor, memory: Any) -> Tensor:
         if self.critic is None:
             return prompt.new_zeros(prompt.shape[1])
-        return self.critic(prompt[0]).squeeze(-1)
+        return self.critic(self._look(prompt[0].unsqueeze(1), memory)).view(-1)

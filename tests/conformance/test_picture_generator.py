@@ -66,6 +66,44 @@ def test_answers_are_short_enough_and_each_row_sees_its_own_pictures():
     torch.testing.assert_close(again.log_probs, sampled.log_probs[order])
 
 
+def test_equal_rows_are_read_once_and_the_pictures_count_as_much_as_the_words():
+    policy = make(max_new_tokens=5)
+    obs, _ = pictures(3)
+    read = []
+    policy.eye.register_forward_pre_hook(lambda _, inputs: read.append(len(inputs[0])))
+    rows = torch.tensor([0, 1, 0, 2, 1, 1])
+    repeated = {name: value[rows] for name, value in obs.items()}
+    alone = policy.sample(obs, generator=torch.Generator().manual_seed(1))
+    replay = {name: value[rows] for name, value in alone.replay.items()}
+    scored = policy.log_prob(repeated, alone.actions[rows], replay)
+    assert read == [6, 6]  # two pictures in each of three rows
+    torch.testing.assert_close(scored.log_probs, alone.log_probs[rows])
+    changed = {**repeated, "images": repeated["images"].clone()}
+    changed["images"][2, 0, 0, 0, 0] ^= 255
+    policy.log_prob(changed, alone.actions[rows], replay)
+    assert read[-1] == 8
+
+
+def test_the_critic_sees_the_pictures():
+    policy = make(max_new_tokens=5, critic="trunk")
+    obs, _ = pictures(2)
+    values = policy.value(obs)
+    assert values.shape == (2,) and (values[0] - values[1]).abs() > 1e-6
+
+
+def test_where_a_picture_lies_is_told_apart():
+    policy = make(max_new_tokens=5)
+    obs, words = pictures(1)
+    swapped = {**obs, "images": obs["images"].flip(1)}
+    mask = torch.ones(1, 1, dtype=torch.bool)
+    with torch.no_grad():
+        policy.gist.weight.zero_()  # the looks alone
+        first, second = (
+            policy.imitation_loss(o, words, mask, generator=None) for o in (obs, swapped)
+        )
+    assert (first - second).abs() > 1e-6
+
+
 def test_without_pictures_it_is_refused_with_a_way_out():
     spec = PolicySpec(
         obs_shapes={"chat": (96,)}, obs_dtypes={"chat": "uint8"}, text_bytes=8, num_actions=0
