@@ -256,9 +256,9 @@ with its mechanism here, the honest test of it and what was measured. Policies o
 parameters (`picture_generator`) with random weights that imitate a few hundred steps and are then
 trained by reinforcement; 200 held-out questions, answered greedily; mean over seeds and questions
 with a 95 % interval that resamples both (`benchmarks/systems.py` says how). *pass*: every bound
-lies outside its interval on the right side; *fail*: one lies on the wrong side; *null*: one interval
-holds its bound. Figures of such policies say whether a mechanism does what it should, not how well
-it does in large models. Tests named here are in `tests/numerics` and `tests/conformance`.
+lies outside its interval on the right side; *fail*: one lies on the wrong side; *null*: one
+interval holds its bound. Figures of such policies say whether a mechanism does what it should, not
+how well it does in large models. Tests named here are in `tests/numerics` and `tests/conformance`.
 
 | no. | system | components | command | honest test and figures | verdict | s |
 |---|---|---|---|---|---|---|
