@@ -138,7 +138,7 @@ def ask(case: Case, folder: str, options: Mapping[str, Any]) -> tuple[dict[str, 
     policy, config, _ = load_policy(folder)
     tuning = case.seed >= FIRST_TUNING_SEED
     changes = {**options, **({"split": "train"} if tuning else {})}
-    blank = changes.pop("blank", False)
+    blank, sampled = changes.pop("blank", False), changes.pop("sampled", False)
     env_config = replace(config.env, simulator=config.env.simulator.replace(**changes))
     env = build_env(env_config, seed=0, autoreset=False, num_envs=QUESTIONS, group_size=1)
     assert isinstance(env, SimulatorVectorEnv)
@@ -150,7 +150,9 @@ def ask(case: Case, folder: str, options: Mapping[str, Any]) -> tuple[dict[str, 
     if blank:
         obs = {**obs, "images": torch.full_like(obs["images"], 128)}
     questions = list(simulator.questions)
-    said = text.from_bytes(policy.sample(obs, deterministic=True, generator=None).actions)
+    generator = torch.Generator().manual_seed(case.seed)
+    answers = policy.sample(obs, deterministic=not sampled, generator=generator).actions
+    said = text.from_bytes(answers)
     form = env_config.simulator.resolved()["answer_form"]
     values = {
         name: "".join(

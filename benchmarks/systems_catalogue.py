@@ -24,6 +24,8 @@ RL: Stage = ()
 """Reinforcement as the recipe has it."""
 BLANK: Mapping[str, Any] = {"blank": True}
 """Options of a view: every picture is plain grey."""
+SAMPLED: Mapping[str, Any] = {"sampled": True}
+"""Options of a view: answers are drawn at temperature 1, not greedy."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -204,8 +206,11 @@ _BEFORE_AND_AFTER = (
     Variant(name="sft", stages=(SFT,)),
     Variant(name="rl", stages=(SFT, RL), views={"blank": BLANK}),
 )
-LONGER: Stage = ("--imitation.num-steps", "300")
+LONGER: Stage = ("--imitation.num-steps", "400")
+FEW: Stage = ("--imitation.num-steps", "40")
+SHORT: Stage = ("--imitation.num-steps", "20")
 MORE: Stage = ("--imitation.num-steps", "900")
+_SAMPLED = {"sampled": SAMPLED}
 _TURNED = {"turned": {"knobs": {"digits": {"turn": 15}}}}
 _THINK: Stage = (
     "--env.simulator.answer-form",
@@ -243,29 +248,33 @@ JIGSAW = System(
     title="Jigsaw-R1",
     recipe="vqa/jigsaw_r1",
     components=("jigsaw_full", "jigsaw_pair", "jigsaw_fraction"),
-    test="2x1 at least 90 %; 2x2 twice the chance of 25 % in place; the pair task trained on 2x2 "
-    "above the chance of 12.5 % on 3x3; reinforcement above imitation.",
+    test="2x1 at least 90 %; 2x2 at least twice the chance of 25 % in place; the pair task trained "
+    "on 2x2 above the chance of 12.5 % on 3x3; reinforcement above imitation.",
     metrics=("right", "place"),
     variants=(
-        Variant(name="sft 2x1", stages=((*SFT,),)),
-        Variant(name="rl 2x1", stages=(SFT, RL), views={"blank": BLANK}),
-        Variant(name="rl 2x2", stages=((*SFT, *_jigsaw(2, 2), *LONGER), _jigsaw(2, 2))),
+        Variant(name="sft 2x1", stages=((*SFT, *_jigsaw(2, 1), *SHORT),)),
+        Variant(name="rl 2x1", stages=((*SFT, *_jigsaw(2, 1), *SHORT), _jigsaw(2, 1))),
+        Variant(name="sft 2x2", stages=(SFT,)),
+        Variant(name="rl 2x2", stages=(SFT, RL), views={"blank": BLANK}),
+        Variant(name="longer 2x2", stages=((*SFT, *LONGER),)),
+        Variant(name="sft pair", stages=((*SFT, *PAIR, *FEW),), views={"3x3": {"knobs": _pair(3)}}),
         Variant(
             name="rl pair",
-            stages=((*SFT, *PAIR, *LONGER), PAIR),
+            stages=((*SFT, *PAIR, *FEW), PAIR),
             views={"3x3": {"knobs": _pair(3)}},
         ),
     ),
     rules=(
         Rule(says="2x1 right", of="rl 2x1:right", above=0.9),
         Rule(says="2x1 reinforcement - imitation", of="rl 2x1:right", minus="sft 2x1:right"),
-        Rule(says="2x1 without the picture", of="rl 2x1:right@blank", report=True),
         Rule(says="2x2 in place", of="rl 2x2:place", above=0.5),
+        Rule(says="2x2 reinforcement - imitation", of="rl 2x2:place", minus="sft 2x2:place"),
+        Rule(says="2x2 after imitation of 400 steps alone", of="longer 2x2:place", report=True),
+        Rule(says="2x2 without the picture", of="rl 2x2:place@blank", report=True),
         Rule(says="pair 2x2", of="rl pair:right", report=True),
+        Rule(says="pair reinforcement - imitation", of="rl pair:right", minus="sft pair:right"),
         Rule(says="pair 3x3", of="rl pair:right@3x3", above=0.125),
     ),
-    note=" Seeds 3 to 5: with 60 steps of imitation, not 200, seed 0 stayed at chance, also after "
-    "reinforcement, and seed 1 after imitation.",
 )
 
 
@@ -402,36 +411,44 @@ SRPO_LIKE = System(
     title="SRPO",
     recipe="vqa/srpo",
     components=("reflection_transition", "reflection_length", "answer_form=reflect"),
-    test="The second of two attempts above the first; wrong to right at least twice right to "
-    "wrong; first attempts at most 2 points below those after imitation; spoiling them never pays "
+    test="Of answers drawn at temperature 1: the second of two attempts above the first; wrong to "
+    "right at least twice right to wrong; first attempts at most 2 points below those after "
+    "imitation; spoiling them never pays "
     "(`test_spoiling_the_first_answer_pays_in_srpo_and_not_here`).",
     metrics=("right", "first", "to_right", "to_wrong"),
     variants=(
-        Variant(name="sft", stages=(SFT,)),
-        Variant(name="closed", stages=(SFT, RL)),
-        Variant(name="srpo", stages=(SFT, ("--env.simulator.reward-options", "{scheme: srpo}"))),
+        Variant(name="sft", stages=(SFT,), views=_SAMPLED),
+        Variant(name="closed", stages=(SFT, RL), views=_SAMPLED),
+        Variant(
+            name="srpo",
+            stages=(SFT, ("--env.simulator.reward-options", "{scheme: srpo}")),
+            views=_SAMPLED,
+        ),
     ),
     rules=(
-        Rule(says="second - first", of="closed:right", minus="closed:first"),
+        Rule(says="second - first", of="closed:right@sampled", minus="closed:first@sampled"),
         Rule(
             says="wrong to right - 2 x right to wrong",
-            of="closed:to_right",
-            minus="closed:to_wrong",
+            of="closed:to_right@sampled",
+            minus="closed:to_wrong@sampled",
             times=2,
         ),
         Rule(
             says="first attempt, reinforcement - imitation",
-            of="closed:first",
-            minus="sft:first",
+            of="closed:first@sampled",
+            minus="sft:first@sampled",
             above=-0.02,
         ),
         Rule(
             says="the same with the paper's table of worths",
-            of="srpo:first",
-            minus="sft:first",
+            of="srpo:first@sampled",
+            minus="sft:first@sampled",
             report=True,
         ),
-        Rule(says="second attempt", of="closed:right", report=True),
+        Rule(says="second attempt", of="closed:right@sampled", report=True),
+        Rule(says="after imitation", of="sft:right@sampled", report=True),
+        Rule(says="greedy, first", of="closed:first", report=True),
+        Rule(says="greedy, second", of="closed:right", report=True),
     ),
 )
 
@@ -495,11 +512,13 @@ AFFORDANCE = System(
     variants=(
         Variant(name="sft", stages=(SFT,), views=_SEEN),
         Variant(name="rl", stages=(SFT, RL), views=_SEEN),
+        Variant(name="longer", stages=((*SFT, *LONGER),)),
     ),
     rules=(
         Rule(says="unseen tools", of="rl:right", above=0.7),
         Rule(says="reinforcement - imitation", of="rl:right", minus="sft:right"),
         Rule(says="seen tools", of="rl:right@seen", report=True),
+        Rule(says="imitation of 400 steps alone", of="longer:right", report=True),
     ),
     note=" Without the closed loop with a grasp.",
 )

@@ -21,6 +21,8 @@ Span = tuple[float, float]
 NUMBER = re.compile(r"[-+]?(?:\d[\d,]*(?:\.\d+)?|\.\d+)(?:[eE][-+]?\d{1,4})?")
 GROUPED = re.compile(r"\d{1,3}(?:,\d{3})+(?:\.|$|[eE])")
 TUPLE = re.compile(r"[\[(]([^\[\]()]{1,200})[\])]")
+SEPARATED = re.compile(r"\s*[^\s,;]+(?:(?:\s*[,;]\s*|\s+)[^\s,;]+)*\s*")
+"""Words with one comma, semicolon or spaces between them."""
 BOX_KEYS = ("bbox_2d", "bbox", "box")
 POINT_KEYS = ("point_2d", "point")
 
@@ -168,8 +170,7 @@ def _vectors(text: str, length: int, keys: tuple[str, ...]) -> list[tuple[float,
         value = [value]
     items: list[Any] | None = value if isinstance(value, list) else None
     if items is not None and _is_vector(items, length):
-        others = [part for part in TUPLE.findall(text) if len(numbers(part)) == length]
-        if len(others) == 1:
+        if len(_loose_vectors(text, length)) == 1:
             return [tuple(map(float, items))]
         items = None
     if items is not None:
@@ -177,8 +178,18 @@ def _vectors(text: str, length: int, keys: tuple[str, ...]) -> list[tuple[float,
         if not all(_is_vector(row, length) for row in rows):
             return None
         return [tuple(map(float, row)) for row in rows]
-    loose = [numbers(part) for part in TUPLE.findall(text)]
-    return [tuple(row) for row in loose if len(row) == length] or None
+    return _loose_vectors(text, length) or None
+
+
+def _loose_vectors(text: str, length: int) -> list[tuple[float, ...]]:
+    """Lists of ``length`` numbers within a text, in brackets that all pair up.
+
+    A reward that reads ``[3,,4]]`` as a point teaches to write it, since nothing is lost by it.
+    """
+    if any(text.count(opening) != text.count(closing) for opening, closing in ("[]", "()")):
+        return []
+    rows = [numbers(part) for part in TUPLE.findall(text) if SEPARATED.fullmatch(part)]
+    return [tuple(row) for row in rows if len(row) == length]
 
 
 def _row(item: Any, keys: tuple[str, ...]) -> Any:

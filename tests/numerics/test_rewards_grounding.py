@@ -129,6 +129,13 @@ def test_each_region_needs_a_point_of_its_own() -> None:
     assert point_match("[[7, 5], [2, 5], [90, 90], [91, 91]]", question) == 0.5
 
 
+@pytest.mark.parametrize("said", ["[7,,5]", "[7, 5]]", "[7, 5", "[,7, 5]", "(7, 5", "[7 ; ; 5]"])
+def test_a_point_in_broken_brackets_is_none(said: str) -> None:
+    question = asked(boxes=[(0, 0, 10, 10)])
+    assert point_match("the point (7, 5)", question) == point_match("[7 5]", question) == 1.0
+    assert point_match(said, question) == 0.0
+
+
 def test_affordance_thirds() -> None:
     question = asked(affordances=[{"bbox_2d": [0, 0, 100, 100], "point_2d": [50, 50]}])
 

@@ -5,15 +5,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from benchmarks import systems
 from benchmarks.systems import Case, as_digit, as_values, interval, judge, verdict_of
-from benchmarks.systems_catalogue import METRICS, SYSTEMS, Rule
+from benchmarks.systems_catalogue import METRICS, SAMPLED, SYSTEMS, Rule
 from embodied_rl.config import overlay
 from embodied_rl.configs import builtin_recipes
 from embodied_rl.envs import make_env
 from embodied_rl.envs.vqa.env import reference_text
-from embodied_rl.types import Question
+from embodied_rl.types import PolicyOutput, Question
 
 
 class Tables:
@@ -89,7 +90,9 @@ def test_every_system_is_made_of_what_there_is(system):
         assert overlay(recipe(), variant.stages[0]).total_env_steps == 0
         case = Case(system, variant, 0)
         for options in case.views.values():
-            asked = {key: value for key, value in options.items() if key != "blank"}
+            asked = {
+                key: value for key, value in options.items() if key not in ("blank", "sampled")
+            }
             plain = {"reward": "correct", "reward_options": {}}  # what it needs may be missing
             simulator = case.configs[-1].env.simulator.replace(**asked, **plain)
             env: Any = make_env("vqa", num_envs=8, seed=0, **simulator.options)
@@ -156,6 +159,24 @@ def test_the_page_has_a_row_per_system_and_then_the_tables_of_others(tmp_path, m
     assert lines[-3:] == ["## More", "", "Words."] and "not run" in rows[0]
 
 
+def test_a_view_may_be_drawn_and_not_greedy(tmp_path, monkeypatch):
+    said = []
+
+    class Parrot:
+        def sample(self, obs, *, deterministic, generator):
+            said.append((deterministic, torch.rand(1, generator=generator).item()))
+            actions = torch.zeros(len(obs["chat"]), 8, dtype=torch.uint8)
+            return PolicyOutput(actions=actions, values=torch.zeros(len(actions)))
+
+    case = Case(SYSTEMS[0], SYSTEMS[0].variants[0], 3)
+    monkeypatch.setattr(systems, "load_policy", lambda folder: (Parrot(), case.configs[0], {}))
+    monkeypatch.setattr(systems, "QUESTIONS", 4)
+    options = dict(case.views[""])
+    greedy, drawn = (systems.ask(case, "", {**options, **more}) for more in ({}, SAMPLED))
+    assert [deterministic for deterministic, _ in said] == [True, False]
+    assert greedy == drawn == ({"right": "0000", "place": "0000"}, 1.0)
+
+
 def test_a_case_is_run_once_and_shares_its_first_stages(tmp_path, monkeypatch):
     trained = []
 
@@ -165,19 +186,19 @@ def test_a_case_is_run_once_and_shares_its_first_stages(tmp_path, monkeypatch):
     answers = ({"right": "z0"}, 2.0)
     monkeypatch.setattr(systems, "train", train)
     monkeypatch.setattr(systems, "ask", lambda case, folder, options: answers)
-    system = replace(SYSTEMS[0], variants=SYSTEMS[0].variants[:2])
+    system = replace(SYSTEMS[0], variants=SYSTEMS[0].variants[2:4])
     options = Namespace(seeds=[3], variants=[], runs=tmp_path, records=tmp_path / "r.jsonl")
     records = []
     systems.run_system(system, options, records)
-    assert [r["variant"] for r in records] == ["sft 2x1", "rl 2x1"]
-    assert trained == [(0, False), (40 * 256, True)]
+    assert [r["variant"] for r in records] == ["sft 2x2", "rl 2x2"]
+    assert trained == [(0, False), (400 * 256, True)]
     systems.run_system(system, options, list(records))
     assert len(trained) == 2 and len(options.records.read_text().splitlines()) == 2
     other = replace(system, metrics=("right",))
     systems.run_system(other, options, list(records))
     assert len(trained) == 2 and len(options.records.read_text().splitlines()) == 4
     figures = systems.Figures(system, systems.current(system, records))
-    rates, lengths = figures.table("rl 2x1:right"), figures.table("rl 2x1:tokens@blank")
+    rates, lengths = figures.table("rl 2x2:right"), figures.table("rl 2x2:tokens@blank")
     assert rates is not None and rates.tolist() == [[1.0, 0.0]]
     assert lengths is not None and lengths.tolist() == [[2.0]]
-    assert figures.table("rl 2x2:right") is None
+    assert figures.table("rl 2x1:right") is None
