@@ -1,4 +1,4 @@
-"""Runs a program that nobody trusts; started by path in isolated mode, standard library only.
+"""Runs a program that nobody trusts; started by path, standard library only.
 
 Before the first line of the program this process gives up, for good and in this order: resources
 (rlimits), files outside a few folders (Landlock), and sockets, new processes, signals to others
@@ -164,14 +164,18 @@ def filter_system_calls(program: bytes) -> None:
         raise RefusedError("the kernel takes no seccomp filter") from error
 
 
+def die_with_parent(parent: int) -> None:
+    """Be killed when the process ``parent``, which started this one, ends; or end if it has."""
+    prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        os._exit(1)
+
+
 def protect(config: dict) -> None:
     """All of it, in this order; the filter last, since it forbids what comes before."""
     if platform.system() != "Linux" or platform.machine() != "x86_64":
         raise RefusedError("it needs Linux on x86-64")
-    parent = os.getppid()
-    prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent or parent != config["parent"]:
-        os._exit(1)
+    die_with_parent(config["parent"])
     prctl(PR_SET_DUMPABLE, 0)
     prctl(PR_SET_NO_NEW_PRIVS, 1)
     limit_resources(config["limits"])
@@ -179,9 +183,8 @@ def protect(config: dict) -> None:
     filter_system_calls(filter_program())
 
 
-def main() -> None:
-    """Protect this process, then run both programs in the same names."""
-    config = json.loads(sys.argv[1])
+def run(config: dict) -> None:
+    """Protect this process, then run both programs of ``program.json`` in the same names."""
     with open("program.json", encoding="utf-8") as file:
         programs = json.load(file)
     os.unlink("program.json")
@@ -192,10 +195,21 @@ def main() -> None:
             print(error, file=sys.stderr)
             sys.exit(REFUSED)
     sys.argv = ["answer"]
-    sys.path[:] = [path for path in (*sys.path, *config["packages"]) if path]
     names = {"__name__": "__main__"}
     for name, program in zip(("answer", "after"), programs, strict=True):
         exec(compile(program, f"<{name}>", "exec"), names)
+
+
+def find_packages(folders: list[str]) -> None:
+    """Let imports look into ``folders`` too, and nowhere in the current folder."""
+    sys.path[:] = [path for path in (*sys.path, *folders) if path]
+
+
+def main() -> None:
+    """The one program of a process of its own."""
+    config = json.loads(sys.argv[1])
+    find_packages(config["packages"])
+    run(config)
 
 
 LIBC = ctypes.CDLL(None, use_errno=True)

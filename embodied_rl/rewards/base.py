@@ -9,7 +9,7 @@ lacks (``required``) raises ``ValueError``, which ``score`` counts. What the *ma
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from embodied_rl.types import Question
@@ -18,6 +18,9 @@ Reward = Callable[..., float]
 """``(response: str, question: Question, *, options) -> float``."""
 GroupReward = Callable[..., list[float]]
 """``(responses: Sequence[str], question, *, scores: Sequence[float], options) -> list[float]``."""
+
+PREPARATIONS: dict[Reward, Callable[..., None]] = {}
+"""``(responses: Sequence[str], questions: Sequence[Question], *, options) -> None`` by reward."""
 
 
 class SetupError(RuntimeError):
@@ -35,6 +38,31 @@ def library(module: str, *, extra: str) -> Any:
     except ImportError as error:
         install = f"pip install 'embodied-rl[{extra}]'"
         raise SetupError(f"this reward needs {module.partition('.')[0]}: {install}") from error
+
+
+def prepared_by(prepare: Callable[..., None]) -> Callable[[Reward], Reward]:
+    """Declare what a reward can do for a whole batch at once, before it is asked one by one.
+
+    ``prepare`` takes no offence at what the reward would: a response that cannot be read, a
+    question that lacks something.
+    """
+
+    def declare(reward: Reward) -> Reward:
+        PREPARATIONS[reward] = prepare
+        return reward
+
+    return declare
+
+
+def prepare(
+    reward: Reward,
+    responses: Sequence[str],
+    questions: Sequence[Question],
+    options: Mapping[str, Any],
+) -> None:
+    """Let ``reward`` do what it can for ``[N]`` responses at once; its values do not change."""
+    if reward in PREPARATIONS:
+        PREPARATIONS[reward](responses, questions, **options)
 
 
 def required(question: Question, key: str) -> Any:

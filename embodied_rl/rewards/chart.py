@@ -7,11 +7,10 @@ runs in a process of its own, so a program that tampers with the reading still h
 
 from __future__ import annotations
 
-import functools
 import io
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from difflib import SequenceMatcher
 from typing import Any
@@ -21,9 +20,10 @@ import numpy.typing as npt
 
 from embodied_rl.rewards import parse
 from embodied_rl.rewards.assignment import MAX_ITEMS, best_pairs
-from embodied_rl.rewards.base import library, required
-from embodied_rl.rewards.execute import START_LIMITS, Limits, check_library, run_code
+from embodied_rl.rewards.base import library, prepared_by, required
+from embodied_rl.rewards.execute import Execution, Limits, check_library, run_codes
 from embodied_rl.rewards.match import normalize
+from embodied_rl.rewards.remember import Remembered, programs
 from embodied_rl.types import Question
 
 Gray = npt.NDArray[np.float64]
@@ -34,15 +34,9 @@ MAX_SIDE = 2000
 MAX_VALUES = 2000
 """Longer series are cut: the comparison is meant for charts that people read."""
 TEXT_CHARS = 200
-REMEMBERED = 1024
-"""Drawings kept, so that the rewards of one batch run each program once."""
 LIMITS = Limits(cpu_s=10)
+FILES = ("figure.json", "figure.png")
 
-LIST_FONTS = """
-import matplotlib.font_manager as manager
-print(f"fontlist-v{manager.FontManager.__version__}.json", end="")
-manager.json_dump(manager.fontManager, "fonts.json")
-"""
 KEEP_FIGURES = """
 import matplotlib.pyplot as _plt
 _plt.close = lambda *_: None
@@ -53,7 +47,7 @@ import math as _math
 import numpy as _np
 import matplotlib.pyplot as _plt
 _figure = _plt.gcf()
-_figure.canvas.draw()
+_figure.savefig("figure.png", dpi=min(_figure.dpi, {MAX_SIDE} / max(_figure.get_size_inches())))
 _kinds, _series, _texts = set(), [], []
 for _axes in _figure.axes:
     for _line in _axes.lines:
@@ -87,7 +81,6 @@ with open("figure.json", "w") as _file:
         "texts": [t for t in _texts if t],
         "layout": list(_spec.get_gridspec().get_geometry()) if _spec else [0, 0],
     }}, _file)
-_figure.savefig("figure.png", dpi=min(_figure.dpi, {MAX_SIDE} / max(_figure.get_size_inches())))
 """
 
 
@@ -110,16 +103,22 @@ class Figure:
     png: bytes
 
 
-@functools.cache
-def _fonts(limits: Limits, unsafe: bool) -> Mapping[str, bytes]:
-    """Matplotlib's list of fonts as a file to start with; making it anew takes seconds."""
-    check_library("matplotlib", extra="vqa", limits=limits, unsafe=unsafe)
-    made = run_code(LIST_FONTS, collect=("fonts.json",), limits=START_LIMITS, unsafe=unsafe)
-    assert made.ok, made.stderr or made.reason
-    return {made.stdout: made.files["fonts.json"]}
+def _draw(codes: Sequence[str], *, limits: Limits, unsafe: bool) -> list[Figure | None]:
+    check_library("matplotlib", limits=limits, unsafe=unsafe)
+    done = run_codes(
+        [KEEP_FIGURES + code for code in codes],
+        after=READ_FIGURE,
+        collect=FILES,
+        limits=limits,
+        library="matplotlib",
+        unsafe=unsafe,
+    )
+    return list(map(_read, done))
 
 
-@functools.lru_cache(maxsize=REMEMBERED)
+draw_all = Remembered(_draw)
+
+
 def draw(code: str, *, limits: Limits = LIMITS, unsafe: bool = False) -> Figure | None:
     """Run a program that draws with matplotlib and read its current figure.
 
@@ -131,17 +130,11 @@ def draw(code: str, *, limits: Limits = LIMITS, unsafe: bool = False) -> Figure 
     Raises:
         SetupError: matplotlib or a protection is missing.
     """
-    fonts = _fonts(limits, unsafe)
-    files = ("figure.json", "figure.png")
-    done = run_code(
-        KEEP_FIGURES + code,
-        after=READ_FIGURE,
-        inputs=fonts,
-        collect=files,
-        limits=limits,
-        unsafe=unsafe,
-    )
-    if not done.ok or set(done.files) != set(files):
+    return draw_all([code], limits=limits, unsafe=unsafe)[0]
+
+
+def _read(done: Execution) -> Figure | None:
+    if not done.ok or set(done.files) != set(FILES):
         return None
     read = parse.json_value(done.files["figure.json"].decode(errors="replace"))
     return _figure(read, done.files["figure.png"])
@@ -169,6 +162,28 @@ def _drawn(response: str, limits: Limits, unsafe: bool) -> Figure | None:
     return draw(code, limits=limits, unsafe=unsafe) if code is not None else None
 
 
+def _draw_both(
+    responses: Sequence[str],
+    questions: Sequence[Question],
+    *,
+    limits: Limits = LIMITS,
+    unsafe: bool = False,
+    **_: Any,
+) -> None:
+    draw_all(programs(responses, questions), limits=limits, unsafe=unsafe)
+
+
+def _draw_said(
+    responses: Sequence[str],
+    questions: Sequence[Question],
+    *,
+    limits: Limits = LIMITS,
+    unsafe: bool = False,
+) -> None:
+    draw_all(programs(responses), limits=limits, unsafe=unsafe)
+
+
+@prepared_by(_draw_both)
 def chart_text_struct(
     response: str,
     question: Question,
@@ -191,7 +206,7 @@ def chart_text_struct(
         weights: of data, kinds, layout and texts; the paper's are not public.
         relative: share of a reference value.
         limits: of either program.
-        unsafe: see ``execute.run_code``.
+        unsafe: see ``execute.run_codes``.
 
     Raises:
         ValueError: the reference program fails or draws no data.
@@ -231,6 +246,7 @@ def _similar(said: str, true: str) -> float:
     return SequenceMatcher(None, normalize(said)[:TEXT_CHARS], normalize(true)[:TEXT_CHARS]).ratio()
 
 
+@prepared_by(_draw_said)
 def chart_visual(
     response: str, question: Question, *, limits: Limits = LIMITS, unsafe: bool = False
 ) -> float:

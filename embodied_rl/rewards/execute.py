@@ -22,18 +22,21 @@ import sys
 import sysconfig
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
-from embodied_rl.rewards import parse
-from embodied_rl.rewards.base import SetupError
+from embodied_rl.rewards import parse, warm
+from embodied_rl.rewards.base import SetupError, prepared_by
+from embodied_rl.rewards.remember import Remembered, programs
 from embodied_rl.types import Question
 
 SANDBOX = Path(__file__).with_name("_sandbox.py")
 SYSTEM_FOLDERS = ("/lib", "/lib64", "/usr/lib", "/usr/lib64", "/usr/local/lib", "/usr/share/fonts")
 SYSTEM_FILES = ("/etc/ld.so.cache", "/etc/localtime", "/dev/urandom", "/dev/zero")
-POLL_S = 0.01
+JOBS = min(os.cpu_count() or 1, 8) + 1
+"""Programs at a time: one more than processors, because an end is noticed a little later."""
 MIN_ENTRY_BYTES = 4096
 """What an empty file or folder counts as: a million of them is harm too."""
 
@@ -81,33 +84,73 @@ class Execution:
     files: Mapping[str, bytes] = field(default_factory=dict)
 
 
-def run_code(
-    code: str,
+def run_code(code: str, **options: Any) -> Execution:
+    """Run one program; see ``run_codes``."""
+    return run_codes([code], **options)[0]
+
+
+def run_codes(
+    codes: Sequence[str],
     *,
     after: str = "",
     inputs: Mapping[str, bytes] | None = None,
     collect: tuple[str, ...] = (),
     limits: Limits | None = None,
+    library: str = "",
     unsafe: bool = False,
-) -> Execution:
-    """Run a Python program in an empty folder.
+) -> list[Execution]:
+    """Run Python programs, each in an empty folder of its own and ``JOBS`` at a time.
 
     Args:
-        code: the program.
-        after: our own code, run afterwards in the same names and under the same protections.
-        inputs: files to put into the folder first.
+        codes: ``[N]`` programs.
+        after: our own code, run after each in the same names and under the same protections.
+        inputs: files to put into each folder first.
         collect: names of files to return.
-        limits: what it may use.
-        unsafe: run it without Landlock and seccomp, with the rights of this process.
+        limits: what each may use.
+        library: in ``warm.LIBRARIES``, of which they find the import done; empty for a new
+            interpreter.
+        unsafe: run them without Landlock and seccomp, with the rights of this process.
+
+    Returns:
+        ``[N]`` in the order of ``codes``.
 
     Raises:
-        SetupError: a protection is unavailable and ``unsafe`` is not set.
+        SetupError: a protection or the library is unavailable.
     """
-    limits = limits or Limits()
     if not unsafe:
         check_protections()
-    with _temporary_folder() as folder:
-        return _run(folder, [code, after], inputs or {}, collect, limits, not unsafe)
+    task = _Task(after, inputs or {}, collect, limits or Limits(), protect=not unsafe)
+    if not library:
+        return _run_all(codes, task, None)
+    start = functools.partial(_start_warm, library, task)
+    for _ in range(2):  # the programs of a process that died are not to blame
+        with (
+            contextlib.suppress(warm.DiedError),
+            warm.borrow(library, protect=task.protect, start=start) as process,
+        ):
+            return _run_all(codes, task, process)
+    raise SetupError(f"the process that runs programs with {library} died twice: is memory short?")
+
+
+def _run_all(
+    codes: Sequence[str], task: _Task, process: warm.WarmProcess | None
+) -> list[Execution]:
+    waiting, running = list(enumerate(codes))[::-1], dict[int, _Job]()
+    ended: dict[int, Execution] = {}
+    try:
+        while waiting or running:
+            while waiting and len(running) < JOBS:
+                index, code = waiting.pop()
+                running[index] = _Job(task)
+                running[index].start(code, process)
+            time.sleep(warm.POLL_S)
+            for index in [index for index, job in running.items() if job.ended()]:
+                ended[index] = running[index].result()
+                running.pop(index).close()
+    finally:
+        for job in running.values():
+            job.close()
+    return [ended[index] for index in range(len(codes))]
 
 
 @functools.cache
@@ -117,8 +160,7 @@ def check_protections() -> None:
     Raises:
         SetupError: one is unavailable.
     """
-    with _temporary_folder() as folder:
-        result = _run(folder, ["", ""], {}, (), START_LIMITS, True)
+    result = _run_all([""], _Task("", {}, (), START_LIMITS, protect=True), None)[0]
     if not result.ok:
         why = result.stderr.strip() or result.reason
         raise SetupError(
@@ -127,35 +169,23 @@ def check_protections() -> None:
 
 
 @functools.cache
-def check_library(module: str, *, extra: str, limits: Limits, unsafe: bool = False) -> None:
-    """Import ``module`` as a program would, once: without it every program would seem to fail.
+def check_library(library: str, *, limits: Limits, unsafe: bool = False) -> None:
+    """Use ``library`` as a program would, once: without it every program would seem to fail.
 
     Args:
-        module: its name.
-        extra: of this package that brings it.
-        limits: those of the programs; time to start is not limited by them.
-        unsafe: see ``run_code``.
+        library: in ``warm.LIBRARIES``.
+        limits: those of the programs; time is not limited by them.
+        unsafe: see ``run_codes``.
 
     Raises:
-        SetupError: it is not installed, or does not start within the other limits.
+        SetupError: it is not installed, or cannot be used within the other limits.
     """
     limits = replace(limits, wall_s=START_LIMITS.wall_s, cpu_s=START_LIMITS.cpu_s)
-    result = run_code(f"import {module}", limits=limits, unsafe=unsafe)
-    if result.ok:
-        return
-    if f"No module named '{module}'" in result.stderr:
-        raise SetupError(f"this reward needs {module}: pip install 'embodied-rl[{extra}]'")
-    why = (result.stderr.strip() or result.reason).splitlines()[-1]
-    raise SetupError(f"{module} cannot be imported within {limits}: {why}")
-
-
-@contextlib.contextmanager
-def _temporary_folder() -> Iterator[Path]:
-    folder = Path(tempfile.mkdtemp(prefix="answer-"))
-    try:
-        yield folder
-    finally:
-        remove_tree(folder)
+    first_use = warm.LIBRARIES[library].first_use
+    result = run_code(first_use, limits=limits, library=library, unsafe=unsafe)
+    if not result.ok:
+        why = (result.stderr.strip() or result.reason).splitlines()[-1]
+        raise SetupError(f"{library} cannot be used within {limits}: {why}")
 
 
 def remove_tree(root: Path) -> None:
@@ -181,77 +211,127 @@ def remove_tree(root: Path) -> None:
     os.rmdir(root)
 
 
-def _run(
-    folder: Path,
-    programs: list[str],
-    inputs: Mapping[str, bytes],
-    collect: tuple[str, ...],
-    limits: Limits,
-    protect: bool,
-) -> Execution:
-    work, logs = folder / "work", folder / "logs"
-    work.mkdir()
-    logs.mkdir()
-    for name, content in inputs.items():
-        (work / name).write_bytes(content)
-    (work / "program.json").write_text(json.dumps(programs))
-    config = {
-        "protect": protect,
-        "parent": os.getpid(),
-        "limits": asdict(limits),
-        "readable": _readable(),
-        "packages": _packages(),
-    }
-    command = [sys.executable, "-I", "-S", "-B", str(SANDBOX), json.dumps(config)]
-    watch = _Watch(folder, limits, already=_size(folder, limit=sys.maxsize))
-    out, err = logs / "stdout", logs / "stderr"
-    with out.open("wb") as stdout, err.open("wb") as stderr:
-        process = subprocess.Popen(
-            command,
-            cwd=work,
-            env=_environment(work),
-            stdin=subprocess.DEVNULL,
-            stdout=stdout,
-            stderr=stderr,
-            start_new_session=True,
+@dataclass(frozen=True)
+class _Task:
+    """What is the same for all programs of a call; see ``run_codes``."""
+
+    after: str
+    inputs: Mapping[str, bytes]
+    collect: tuple[str, ...]
+    limits: Limits
+    protect: bool
+
+    def config(self) -> dict[str, Any]:
+        """For ``_sandbox``, without the limits."""
+        return {
+            "protect": self.protect,
+            "parent": os.getpid(),
+            "readable": _readable(),
+            "packages": _packages(),
+        }
+
+
+class _Job:
+    """A program, from its empty folder to its removal."""
+
+    def __init__(self, task: _Task) -> None:
+        self.task, self.process = task, None
+        self.folder = Path(tempfile.mkdtemp(prefix="answer-"))
+        self.work, self.logs = self.folder / "work", self.folder / "logs"
+        self.reason = ""
+
+    def start(self, code: str, process: warm.WarmProcess | None) -> None:
+        """Start it, in a fork of ``process`` if there is one."""
+        self.work.mkdir()
+        self.logs.mkdir()
+        for name, content in self.task.inputs.items():
+            (self.work / name).write_bytes(content)
+        (self.work / "program.json").write_text(json.dumps([code, self.task.after]))
+        for name in ("stdout", "stderr"):
+            (self.logs / name).touch()
+        already = _size(self.folder, limit=sys.maxsize)
+        self.watch = _Watch(self.folder, self.task.limits, already=already)
+        self.process = self._popen() if process is None else self._fork(process)
+
+    def _fork(self, process: warm.WarmProcess) -> warm.Fork:
+        limits, environment = asdict(self.task.limits), _environment(self.work)
+        folder = str(self.folder)
+        return process.start({"folder": folder, "limits": limits, "environment": environment})
+
+    def _popen(self) -> subprocess.Popen[bytes]:
+        config = {**self.task.config(), "limits": asdict(self.task.limits)}
+        with open(self.logs / "stdout", "wb") as out, open(self.logs / "stderr", "wb") as err:
+            return subprocess.Popen(
+                [*warm.PYTHON, str(SANDBOX), json.dumps(config)],
+                cwd=self.work,
+                env=_environment(self.work),
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=err,
+                start_new_session=True,
+            )
+
+    def ended(self) -> bool:
+        """Whether it has, by itself or because it had passed a limit."""
+        assert self.process is not None
+        if self.process.poll() is None:
+            self.reason = self.watch.breach(self.process.pid)
+            if not self.reason:
+                return False
+            self._kill()
+        self.reason = self.reason or self.watch.disk_breach()
+        return True
+
+    def result(self) -> Execution:
+        """What became of it, once it has ended."""
+        assert self.process is not None and self.process.returncode is not None
+        limit, status = self.task.limits.output_bytes, self.process.returncode
+        reason = self.reason or (_bad_end(status) if status else "")
+        files = {name: _read(self.work / name, limit) for name in self.task.collect}
+        return Execution(
+            ok=not reason,
+            reason=reason,
+            stdout=_tail(self.logs / "stdout", limit),
+            stderr=_tail(self.logs / "stderr", limit),
+            files={name: content for name, content in files.items() if content is not None},
         )
-        reason = watch.until_end(process)
-    texts = [_tail(path, limits.output_bytes) for path in (out, err)]
-    files = {name: _read(work / name, limits.output_bytes) for name in collect}
-    return Execution(
-        ok=not reason,
-        reason=reason,
-        stdout=texts[0],
-        stderr=texts[1],
-        files={name: content for name, content in files.items() if content is not None},
-    )
+
+    def close(self) -> None:
+        """End it and remove its folder."""
+        self._kill()
+        remove_tree(self.folder)
+
+    def _kill(self) -> None:
+        if isinstance(self.process, warm.Fork):
+            self.process.kill()
+        elif self.process is not None and self.process.poll() is None:
+            os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait()
+
+
+def _bad_end(status: int) -> str:
+    if status < 0:
+        return f"it was ended by {signal.Signals(-status).name}"
+    return f"it ended with status {status}"
+
+
+def _start_warm(library: str, task: _Task) -> warm.WarmProcess:
+    """A warm process; what it writes while it starts is removed when it has."""
+    folder = Path(tempfile.mkdtemp(prefix="library-"))
+    try:
+        environment = _environment(folder)
+        return warm.WarmProcess(library, config=task.config(), environment=environment)
+    finally:
+        remove_tree(folder)
 
 
 class _Watch:
-    """Waits for a program and ends it when it passes a limit that rlimits cannot set."""
+    """Notices when a program passes a limit that rlimits cannot set."""
 
     def __init__(self, folder: Path, limits: Limits, *, already: int) -> None:
         self.folder, self.limits = folder, limits
         self.max_bytes = already + limits.output_bytes
         self.deadline = time.monotonic() + limits.wall_s
-
-    def until_end(self, process: subprocess.Popen[bytes]) -> str:
-        """Why the program did not end well, or an empty string; it has ended in any case."""
-        reason = ""
-        try:
-            while process.poll() is None and not reason:
-                time.sleep(POLL_S)
-                reason = self.breach(process.pid)
-        finally:
-            if process.poll() is None:
-                os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-        reason = reason or self.disk_breach()
-        if reason or process.returncode == 0:
-            return reason
-        if process.returncode < 0:
-            return f"it was ended by {signal.Signals(-process.returncode).name}"
-        return f"it ended with status {process.returncode}"
 
     def breach(self, pid: int) -> str:
         """What limit a running program has passed, if any."""
@@ -348,14 +428,48 @@ def _environment(folder: Path) -> dict[str, str]:
     return {**threads, **home, "MPLBACKEND": "Agg", "LC_ALL": "C.UTF-8", "PYTHONHASHSEED": "0"}
 
 
+def _well(codes: Sequence[str], **options: Any) -> list[bool]:
+    return [execution.ok for execution in run_codes(codes, **options)]
+
+
+_ends_well = Remembered(_well)
+
+
+def _run_said(
+    responses: Sequence[str],
+    questions: Sequence[Question],
+    *,
+    limits: Limits | None = None,
+    library: str = "",
+    unsafe: bool = False,
+) -> None:
+    _ends_well(programs(responses), limits=limits, library=library, unsafe=unsafe)
+
+
+@prepared_by(_run_said)
 def exec_ok(
-    response: str, question: Question, *, limits: Limits | None = None, unsafe: bool = False
+    response: str,
+    question: Question,
+    *,
+    limits: Limits | None = None,
+    library: str = "",
+    unsafe: bool = False,
 ) -> float:
     """1 if the one program of the response ends well (MSRL, 32; CAD-RL, 22).
 
     ``pass`` does: use it beside a reward for what the program makes.
+
+    Args:
+        response: one program, fenced or alone.
+        question: not looked at.
+        limits: of the program.
+        library: that programs use, to save its import: ``matplotlib`` or ``cadquery``.
+        unsafe: see ``run_codes``.
+
+    Raises:
+        SetupError: a protection or the library is missing.
     """
     code = parse.program(response)
     if code is None:
         return 0.0
-    return float(run_code(code, limits=limits, unsafe=unsafe).ok)
+    return float(_ends_well([code], limits=limits, library=library, unsafe=unsafe)[0])

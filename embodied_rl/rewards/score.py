@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from embodied_rl.rewards.base import GroupReward, Reward, SetupError
+from embodied_rl.rewards.base import GroupReward, Reward, SetupError, prepare
 from embodied_rl.types import Question
 
 
@@ -171,7 +171,9 @@ def _response_values(
         call = lambda: [term.reward(response, question, **term.options)]  # noqa: E731
         return failures.guard(term.name, call, [row])[0]
 
-    pairs = zip(responses, questions, strict=True)
+    pairs = list(zip(responses, questions, strict=True))
+    mine = [pair for pair in pairs if _applies(term, pair[1])]
+    prepare(term.reward, [said for said, _ in mine], [asked for _, asked in mine], term.options)
     return [value(row, *pair) for row, pair in enumerate(pairs)]
 
 

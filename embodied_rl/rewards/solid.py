@@ -13,17 +13,18 @@ triangles, in the unit of the program.
 
 from __future__ import annotations
 
-import functools
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from embodied_rl.rewards import parse
-from embodied_rl.rewards.base import required
-from embodied_rl.rewards.execute import Limits, check_library, run_code
+from embodied_rl.rewards.base import prepared_by, required
+from embodied_rl.rewards.execute import Execution, Limits, check_library, run_codes
+from embodied_rl.rewards.remember import Remembered, programs
 from embodied_rl.types import Question
 
 Array = npt.NDArray[np.float64]
@@ -32,8 +33,6 @@ COLUMNS = 64
 OFFSETS = (0.5 + 0.0137, 0.5 - 0.0271)
 """Of a line in its cell: uneven, or it would run through the edges of solids of round sizes."""
 MAX_TRIANGLES = 20_000
-REMEMBERED = 1024
-"""Solids kept, so that a reference is built once and several rewards share a solid."""
 LIMITS = Limits(wall_s=120.0, cpu_s=20, memory_bytes=4 << 30, output_bytes=8 << 20)
 
 WRITE_MESH = f"""
@@ -71,14 +70,29 @@ class Mesh:
         return float(np.linalg.norm(np.cross(b - a, c - a), axis=-1).sum() / 2)
 
 
-@functools.lru_cache(maxsize=REMEMBERED)
+def _build(codes: Sequence[str], *, limits: Limits, unsafe: bool) -> list[Mesh | None]:
+    check_library("cadquery", limits=limits, unsafe=unsafe)
+    done = run_codes(
+        codes,
+        after=WRITE_MESH,
+        collect=("mesh.bin",),
+        limits=limits,
+        library="cadquery",
+        unsafe=unsafe,
+    )
+    return list(map(_mesh, done))
+
+
+build_all = Remembered(_build)
+
+
 def build(code: str, *, limits: Limits = LIMITS, unsafe: bool = False) -> Mesh | None:
     """Run a CadQuery program and take the solids of its ``result``.
 
     Args:
         code: leaves a Workplane, Shape or Assembly in ``result``.
-        limits: of the program; importing CadQuery takes 2 processor seconds.
-        unsafe: see ``execute.run_code``.
+        limits: of the program.
+        unsafe: see ``execute.run_codes``.
 
     Returns:
         Their surface, or None where the program fails, leaves no solid, or one of more than 20,000
@@ -87,8 +101,11 @@ def build(code: str, *, limits: Limits = LIMITS, unsafe: bool = False) -> Mesh |
     Raises:
         SetupError: CadQuery or a protection is missing.
     """
-    check_library("cadquery", extra="cad", limits=limits, unsafe=unsafe)
-    done = run_code(code, after=WRITE_MESH, collect=("mesh.bin",), limits=limits, unsafe=unsafe)
+    return build_all([code], limits=limits, unsafe=unsafe)[0]
+
+
+def _mesh(done: Execution) -> Mesh | None:
+    """The checked contents of ``mesh.bin``; a hostile program may have written anything."""
     data = done.files.get("mesh.bin", b"") if done.ok else b""
     if not data or len(data) % 72:
         return None
@@ -97,6 +114,18 @@ def build(code: str, *, limits: Limits = LIMITS, unsafe: bool = False) -> Mesh |
     return Mesh(corners) if plausible and len(corners) <= MAX_TRIANGLES else None
 
 
+def _build_both(
+    responses: Sequence[str],
+    questions: Sequence[Question],
+    *,
+    limits: Limits = LIMITS,
+    unsafe: bool = False,
+    **_: Any,
+) -> None:
+    build_all(programs(responses, questions), limits=limits, unsafe=unsafe)
+
+
+@prepared_by(_build_both)
 def exec_geometry(
     response: str,
     question: Question,
@@ -115,7 +144,7 @@ def exec_geometry(
         question: ``data["code"]``, the reference program.
         weights: of IoU, volume and surface; ours.
         limits: of either program.
-        unsafe: see ``execute.run_code``.
+        unsafe: see ``execute.run_codes``.
 
     Raises:
         ValueError: the reference program fails or leaves no solid.

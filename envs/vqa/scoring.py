@@ -26,7 +26,7 @@ import numpy as np
 
 from embodied_rl.envs.base import ArrayDict, BoolArray, IntArray
 from embodied_rl.registry import RegistryError, near_names, options_of, registry
-from embodied_rl.rewards.base import SetupError
+from embodied_rl.rewards.base import SetupError, prepare
 from embodied_rl.rewards.score import GroupTerm, Scores, Term, score
 from embodied_rl.types import Question
 
@@ -98,9 +98,13 @@ def scoring_of(
     function = _score_function(reward, options, samples)
     probes = [function(question, "") for question in samples.values()]
     names = tuple(sorted({name for terms in probes for name in terms} - {"success"}))
-    return Scoring(
-        names, lambda questions, texts, _: _each(function, questions, texts, checks, names)
-    )
+
+    def judge(questions: Sequence[Question], texts: Sequence[str], _: IntArray) -> Verdicts:
+        if isinstance(reward, str):
+            _prepare(reward, options, questions, texts)
+        return _each(function, questions, texts, checks, names)
+
+    return Scoring(names, judge)
 
 
 def _correct(checks: Mapping[str, Check]) -> Score:
@@ -122,6 +126,17 @@ def _score_function(
         return lambda question, text: {"task": _own_reward(text, question)}
     function = registry("rewards").get(reward)
     return lambda question, text: {reward: function(text, question, **options)}
+
+
+def _prepare(
+    reward: str, options: Mapping[str, Any], questions: Sequence[Question], texts: Sequence[str]
+) -> None:
+    """Let the rewards of a batch do at once what they can."""
+    named = [q.data["reward"] if reward == "task" else reward for q in questions]
+    for name in dict.fromkeys(named):
+        rows = [row for row, other in enumerate(named) if other == name]
+        said, asked = [texts[row] for row in rows], [questions[row] for row in rows]
+        prepare(registry("rewards").get(name), said, asked, options)
 
 
 def _own_reward(response: str, question: Question) -> float:

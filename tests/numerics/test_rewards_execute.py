@@ -1,4 +1,7 @@
-"""Programs that try to get out of the sandbox, and what a harmless one may do."""
+"""Programs that try to get out of the sandbox, and what a harmless one may do.
+
+Every attempt is made twice: by a process of its own and by a fork of a warm one.
+"""
 
 import contextlib
 import json
@@ -6,38 +9,55 @@ import os
 import signal
 import socket
 import struct
+import subprocess
 import sys
 import tempfile
 import textwrap
+import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
-from embodied_rl.rewards import _sandbox, execute
+from embodied_rl.rewards import _sandbox, execute, warm
 from embodied_rl.rewards.base import SetupError
-from embodied_rl.rewards.execute import Execution, Limits, check_protections, exec_ok, run_code
+from embodied_rl.rewards.execute import (
+    Execution,
+    Limits,
+    check_protections,
+    exec_ok,
+    run_code,
+    run_codes,
+)
 from embodied_rl.types import Question
 
 PATIENT = Limits(wall_s=300.0, cpu_s=20)
+LIBRARY = ""
+"""Of every program; set by the fixture."""
 
 
-@pytest.fixture(autouse=True)
-def nothing_is_left(tmp_path_factory, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Skips where nothing can be protected, and looks for files that outlive a program."""
+@pytest.fixture(autouse=True, params=["", "matplotlib"], ids=["cold", "warm"])
+def library(
+    request: pytest.FixtureRequest, tmp_path_factory, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[str]:
+    """Skips where nothing can be protected, and looks for what outlives a program."""
     try:
         check_protections()
     except SetupError as error:
         pytest.skip(str(error))
+    if request.param:
+        pytest.importorskip(request.param)
+    monkeypatch.setattr(sys.modules[__name__], "LIBRARY", request.param)
     folder = tmp_path_factory.mktemp("temporary")
     monkeypatch.setattr(tempfile, "tempdir", str(folder))
-    yield
-    assert list(folder.iterdir()) == []
+    yield request.param
+    assert list(folder.iterdir()) == [] and programs_of(os.getpid()) == []
 
 
 def run(code: str, *, limits: Limits = PATIENT, collect: tuple[str, ...] = ()) -> Execution:
-    return run_code(textwrap.dedent(code), limits=limits, collect=collect)
+    return run_code(textwrap.dedent(code), limits=limits, collect=collect, library=LIBRARY)
 
 
 def attempts(*codes: str, limits: Limits = PATIENT) -> list[str]:
@@ -145,6 +165,19 @@ def test_open_descriptors_of_the_trainer_are_not_passed_on(tmp_path: Path) -> No
             """
         )
     assert result.ok and "SECRET" not in result.stdout
+
+
+def test_three_descriptors_are_open() -> None:
+    result = run(
+        """
+        import os
+        for number in range(256):
+            try: os.fstat(number)
+            except OSError: continue
+            print(number, end=" ")
+        """
+    )
+    assert result.stdout == "0 1 2 "
 
 
 def test_files_of_others_cannot_be_changed(tmp_path: Path) -> None:
@@ -261,17 +294,29 @@ def test_a_bomb_of_threads_is_ended() -> None:
 def test_a_thread_left_behind_ends_with_the_program() -> None:
     code = "import threading, time\nthreading.Thread(target=time.sleep, args=(99,)).start()"
     assert "longer than" in run(code, limits=Limits(wall_s=1.0)).reason
-    assert not sandboxes_of_this_process()
+    assert programs_of(os.getpid()) == []
 
 
-def sandboxes_of_this_process() -> list[str]:
-    ours = []
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
-        with contextlib.suppress(OSError):  # it has ended since
-            command = path.read_text()
-            if str(execute.SANDBOX) in command and f'"parent": {os.getpid()}' in command:
-                ours.append(command)
-    return ours
+def programs_of(pid: int) -> list[int]:
+    """Processes that run programs for this one: its cold ones and the forks of its warm ones."""
+    found = []
+    for child in children(pid):
+        if (command := command_of(child)) and str(execute.SANDBOX) in command:
+            found.append(child)
+        if str(warm.SERVER) in command:
+            found += children(child)
+    return found
+
+
+def children(pid: int) -> list[int]:
+    found = Path(f"/proc/{pid}/task").glob("*/children")
+    return [int(child) for path in found for child in path.read_text().split()]
+
+
+def command_of(pid: int) -> str:
+    with contextlib.suppress(OSError):  # it has ended since
+        return Path(f"/proc/{pid}/cmdline").read_text()
+    return ""
 
 
 def test_nobody_can_be_signalled_or_limited() -> None:
@@ -375,16 +420,10 @@ def test_it_dies_with_its_parent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         run(code, limits=Limits(wall_s=1234.0))
         os._exit(0)
     assert wait_for(lambda: list(tmp_path.glob("*/work/running")))
-    found = sandboxes_of(parent)
+    found = [*programs_of(parent), *children(parent)]
     os.kill(parent, signal.SIGKILL)
     os.waitpid(parent, 0)
     assert found and wait_for(lambda: not any(Path(f"/proc/{pid}").exists() for pid in found))
-
-
-def sandboxes_of(pid: int) -> list[str]:
-    path = Path(f"/proc/{pid}/task/{pid}/children")
-    pids = path.read_text().split() if path.exists() else []
-    return [p for p in pids if b"1234" in Path(f"/proc/{p}/cmdline").read_bytes()]
 
 
 def wait_for(condition, *, timeout_s: float = 120.0):
@@ -407,7 +446,7 @@ def without(call: int, first_argument: int | None = None) -> Callable[[], object
         check_protections.cache_clear()
         _sandbox.prctl(_sandbox.PR_SET_NO_NEW_PRIVS, 1)
         _sandbox.filter_system_calls(program)
-        run_code("print(1)")
+        run("print(1)")
 
     return act
 
@@ -442,13 +481,154 @@ def test_an_old_landlock_or_another_machine_is_refused(monkeypatch: pytest.Monke
 def test_unsafe_runs_without_protection_and_with_limits(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("content")
     code = f"print(open({str(tmp_path / 'file')!r}).read())"
-    assert run_code(code, unsafe=True, limits=PATIENT).stdout == "content\n"
-    reason = run_code("import time; time.sleep(99)", unsafe=True, limits=Limits(wall_s=1.0)).reason
+    assert run_code(code, unsafe=True, limits=PATIENT, library=LIBRARY).stdout == "content\n"
+    code, limits = "import time; time.sleep(99)", Limits(wall_s=1.0)
+    reason = run_code(code, unsafe=True, limits=limits, library=LIBRARY).reason
     assert "longer than 1 s" in reason
 
 
 def test_a_program_cannot_pretend_that_a_protection_is_missing() -> None:
     question = Question(task="t", prompt="p", answer="")
-    assert exec_ok("```python\nimport sys; sys.exit(120)\n```", question, limits=PATIENT) == 0.0
-    assert exec_ok("```python\nprint(1)\n```", question, limits=PATIENT) == 1.0
-    assert exec_ok("print(1)", question, limits=PATIENT) == 1.0
+    options = {"limits": PATIENT, "library": LIBRARY}
+    assert exec_ok("```python\nimport sys; sys.exit(120)\n```", question, **options) == 0.0
+    assert exec_ok("```python\nprint(1)\n```", question, **options) == 1.0
+    assert exec_ok("print(1)", question, **options) == 1.0
+
+
+def test_programs_run_together_and_come_back_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(execute, "JOBS", 4)
+    waits = "import time; time.sleep({}); print({})"
+    codes = [waits.format(0.5 if i == 0 else 0.2, i) for i in range(6)]
+    start = time.monotonic()
+    results = run_codes(codes, limits=PATIENT, library=LIBRARY)
+    assert [result.stdout for result in results] == [f"{i}\n" for i in range(6)]
+    assert run_codes([], library=LIBRARY) == []
+    if LIBRARY:  # a new interpreter takes its time on a busy machine
+        assert time.monotonic() - start < 1.4
+
+
+@pytest.mark.parametrize(
+    ("code", "status", "stdout", "stderr"),
+    [
+        ("import atexit; atexit.register(print, 'last'); print('first')", 0, "first\nlast\n", ""),
+        ("import threading as t; t.Timer(.2, print, ['later']).start()", 0, "later\n", ""),
+        ("import sys; print('out'); sys.exit('bad')", 1, "out\n", "bad\n"),
+        ("raise SystemExit", 0, "", ""),
+        ("raise SystemExit(7)", 7, "", ""),
+        ("raise SystemExit(256 + 8)", 8, "", ""),
+        ("import os; os._exit(9)", 9, "", ""),
+    ],
+)
+def test_how_programs_end(code: str, status: int, stdout: str, stderr: str) -> None:
+    result = run(code)
+    reason = f"it ended with status {status}" if status else ""
+    assert (result.reason, result.stdout, result.stderr) == (reason, stdout, stderr)
+
+
+def test_hashes_and_random_numbers_repeat() -> None:
+    code = "import random; print(hash('a'))"
+    if LIBRARY:
+        code += "\nimport numpy; print(random.random(), numpy.random.rand())"
+    first = run(code).stdout
+    warm.close_all()
+    assert first and run(code).stdout == first
+
+
+def test_a_program_finds_nothing_of_the_one_before() -> None:
+    change = """
+        import builtins, matplotlib.pyplot as plt, os
+        builtins.left, os.environ["left"] = "left", "left"
+        plt.figure()
+        print(plt.get_fignums())
+    """
+    look = "import builtins, os; print(hasattr(builtins, 'left'), 'left' in os.environ)"
+    assert run(change).stdout == run(change).stdout == "[1]\n"
+    assert run(look).stdout == "False False\n"
+
+
+# --- warm processes ----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def warm_pid(library: str) -> int:
+    if not library:
+        pytest.skip("of warm processes")
+    run("pass")
+    return warm._PROCESSES[library, True].process.pid
+
+
+def test_neither_a_program_nor_its_inputs_enter_the_warm_process(warm_pid: int) -> None:
+    told, mark = f"{time.time_ns()}", "never in its memory "
+    code = f"print({(mark + told)!r}); import time; time.sleep(0.2)"
+    assert run_code(code, inputs={"x": code.encode()}, library=LIBRARY, limits=PATIENT).ok
+    assert (mark + told).encode() not in memory_of(warm_pid)
+    assert (mark + told).encode() in memory_of(os.getpid())
+
+
+def memory_of(pid: int) -> bytes:
+    parts = []
+    with open(f"/proc/{pid}/mem", "rb", buffering=0) as memory:
+        for line in Path(f"/proc/{pid}/maps").read_text().splitlines():
+            span, rights, *_ = line.split()
+            start, end = (int(side, 16) for side in span.split("-"))
+            if rights.startswith("rw"):
+                with contextlib.suppress(OSError, ValueError):
+                    memory.seek(start)
+                    parts.append(memory.read(end - start))
+    return b"".join(parts)
+
+
+def test_a_warm_process_that_died_is_replaced(warm_pid: int) -> None:
+    os.kill(warm_pid, signal.SIGKILL)
+    assert run("print(1)").stdout == "1\n"
+    assert children(os.getpid()) != [warm_pid]
+
+
+def test_programs_whose_warm_process_dies_run_again_once(warm_pid: int, tmp_path: Path) -> None:
+    code = "print('started', flush=True); import time; time.sleep(0.6)"
+
+    def kill_when_busy(times: int) -> None:
+        for _ in range(times):
+            busy = wait_for(lambda: [p for p in children(os.getpid()) if children(p)])
+            os.kill(busy[0], signal.SIGKILL)
+            wait_for(lambda old=busy[0]: not children(old))
+
+    for times in (1, 2):
+        killer = threading.Thread(target=kill_when_busy, args=(times,))
+        killer.start()
+        if times == 1:
+            assert [r.stdout for r in run_codes([code] * 2, library=LIBRARY)] == ["started\n"] * 2
+        else:
+            with pytest.raises(SetupError, match="died twice"):
+                run(code)
+        killer.join()
+
+
+def test_warm_processes_end_with_the_trainer(warm_pid: int) -> None:
+    code = f"""
+        from embodied_rl.rewards import warm
+        from embodied_rl.rewards.execute import run_code
+        run_code("pass", library={LIBRARY!r})
+        print(warm._PROCESSES[{LIBRARY!r}, True].process.pid)
+    """
+    command = [sys.executable, "-c", textwrap.dedent(code)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert not Path(f"/proc/{int(done.stdout)}").exists() and not done.stderr
+
+
+def test_a_fork_of_the_trainer_has_warm_processes_of_its_own(warm_pid: int) -> None:
+    def act() -> None:
+        assert not warm._PROCESSES
+        ok = run("pass").ok
+        mine = warm._PROCESSES[LIBRARY, True].process.pid
+        warm.close_all()
+        raise SetupError(f"{ok} {mine != warm_pid}")
+
+    assert in_a_fork(act) == "True True"
+    assert warm._PROCESSES[LIBRARY, True].process.pid == warm_pid and run("pass").ok
+
+
+def test_threads_take_turns(warm_pid: int) -> None:
+    with ThreadPoolExecutor(4) as pool:
+        results = pool.map(run, [f"print({i})" for i in range(8)])
+        assert [result.stdout for result in results] == [f"{i}\n" for i in range(8)]

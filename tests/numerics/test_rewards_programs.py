@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from embodied_rl.rewards import chart, solid
+from embodied_rl.rewards import chart, solid, warm
 from embodied_rl.rewards.base import SetupError
 from embodied_rl.rewards.chart import Figure, chart_text_struct, chart_visual, draw, ssim
 from embodied_rl.rewards.execute import (
@@ -16,8 +16,11 @@ from embodied_rl.rewards.execute import (
     check_library,
     check_protections,
     run_code,
+    run_codes,
 )
+from embodied_rl.rewards.score import Term, score
 from embodied_rl.rewards.solid import Mesh, exec_geometry, solid_iou
+from embodied_rl.rewards.warm import Library
 from embodied_rl.types import Question
 
 PATIENT = Limits(wall_s=500.0, cpu_s=60, memory_bytes=4 << 30, output_bytes=8 << 20)
@@ -68,12 +71,32 @@ def test_every_kind_of_chart_is_read(sandbox) -> None:
     assert figure.layout == [2, 3]
 
 
-def test_fonts_are_not_searched_for_in_every_run(sandbox) -> None:
-    code = "import logging; logging.basicConfig(level=logging.INFO); import matplotlib.pyplot"
-    fonts = chart._fonts(PATIENT, False)
-    for inputs, searched in ((fonts, False), ({}, True)):
-        result = run_code(code, inputs=inputs, limits=PATIENT)
-        assert result.ok and ("generated new fontManager" in result.stderr) == searched
+def test_a_warm_process_draws_what_a_new_one_draws(sandbox) -> None:
+    cold, warm = (
+        run_code(EVERY_KIND, collect=("own.png",), limits=PATIENT, library=library)
+        for library in ("", "matplotlib")
+    )
+    assert warm.ok and cold.ok and warm.files["own.png"] == cold.files["own.png"]
+
+
+def test_a_batch_runs_each_program_once_and_together(sandbox, monkeypatch) -> None:
+    batches = []
+
+    def counted(codes, **options):
+        batches.append([code.removeprefix(chart.KEEP_FIGURES) for code in codes])
+        return run_codes(codes, **options)
+
+    monkeypatch.setattr(chart, "run_codes", counted)
+    monkeypatch.setattr(chart.draw_all, "kept", {})
+    codes = [f"import matplotlib.pyplot as plt; plt.bar([0, 1], [1, {i}])" for i in range(4)]
+    said = [*codes[1:], "1 / 0", codes[1], "", "```\na\n``` ```\nb\n```"]
+    questions = [asked(codes[0])] * (len(said) - 1) + [Question(task="t", prompt="", answer="")]
+    terms = [Term(name="text", reward=chart_text_struct, options={"limits": PATIENT})]
+    scores = score(terms, said, questions, range(len(said)))
+    assert batches == [[codes[0], *codes[1:], "1 / 0"]]
+    alone = [chart_text_struct(code, asked(codes[0]), limits=PATIENT) for code in said]
+    assert scores.values.tolist() == pytest.approx(alone) and alone[0] > alone[-1] == 0
+    assert scores.failures == {"text": 1}
 
 
 @pytest.mark.parametrize(
@@ -305,16 +328,26 @@ def test_shares_of_a_solid(monkeypatch: pytest.MonkeyPatch) -> None:
     [b"", b"x" * 71, b"\xff" * 72, b"\x00" * 72 * 20_001],
     ids=["none", "torn", "nan", "long"],
 )
-def test_forged_solids_are_refused(monkeypatch: pytest.MonkeyPatch, data: bytes) -> None:
+def test_forged_solids_are_refused(data: bytes) -> None:
     result = Execution(ok=True, reason="", stdout="", stderr="", files={"mesh.bin": data})
-    monkeypatch.setattr(solid, "check_library", lambda *_, **__: None)
-    monkeypatch.setattr(solid, "run_code", lambda *_, **__: result)
-    assert solid.build.__wrapped__("x") is None
+    assert solid._mesh(result) is None
 
 
-def test_a_missing_library_is_one_sentence(sandbox) -> None:
-    with pytest.raises(SetupError, match=r"needs no_such_module: pip install 'embodied-rl\[cad\]'"):
-        check_library("no_such_module", extra="cad", limits=PATIENT)
+@pytest.mark.parametrize(
+    ("first_use", "memory_bytes", "message"),
+    [
+        ("import missing", 4 << 30, r"needs missing: pip install 'embodied-rl\[cad\]'"),
+        ("1 / 0", 4 << 30, "missing cannot be used: ZeroDivisionError"),
+        ("large = bytearray(1 << 28)", 1 << 28, "cannot be used within .*: MemoryError"),
+    ],
+)
+def test_a_library_that_cannot_be_used_is_one_sentence(
+    sandbox, monkeypatch, first_use: str, memory_bytes: int, message: str
+) -> None:
+    library = Library(extra="cad", first_use=first_use)
+    monkeypatch.setitem(warm.LIBRARIES, "missing", library)
+    with pytest.raises(SetupError, match=message):
+        check_library("missing", limits=Limits(memory_bytes=memory_bytes))
 
 
 CAD = "import cadquery as cq\n"
