@@ -194,7 +194,7 @@ def srpo() -> TrainConfig:
         "shapes_vqa",
         knobs={
             "shapes_vqa": {
-                "kinds": ["position"],
+                "kinds": ["colour"],
                 "size": 28,
                 "grid": 2,
                 "max_count": 2,
@@ -203,7 +203,7 @@ def srpo() -> TrainConfig:
         },
         reward="reflection_transition",
         answer_form="reflect",
-        characters=64,
+        characters=56,
         imitation_steps=300,
         questions=20000,
         updates=100,

@@ -9,8 +9,9 @@
 
       {right: {reward: match, tasks: [shapes_vqa]}, brief: {reward: shortest_correct, weight: 0.2}}
 
-  with the keys of ``TERM_KEYS``; ``reward`` is the name of the term where it is left out. A group
-  reward sees the answers of all rows of a group, so these have to answer in the same step.
+  with the keys of ``TERM_KEYS``; ``reward`` is the name of the term where it is left out, and a
+  number is the weight alone. A group reward sees the answers of all rows of a group, so these have
+  to answer in the same step.
 
 What a term adds is its weight times its value. Axes: [n] answers.
 """
@@ -210,8 +211,10 @@ def _term(name: str, given: Any, checks: Mapping[str, Check]) -> Term | GroupTer
     where = f"reward term {name!r}"
     if name in RESERVED_TERMS:
         raise ValueError(f"{where}: the environment counts that itself, choose another name")
+    if isinstance(given, int | float) and not isinstance(given, bool):
+        given = {"weight": given}
     if not isinstance(given, Mapping):
-        raise ValueError(f"{where} is {given!r}: give a mapping such as {{weight: 0.5}}")
+        raise ValueError(f"{where} is {given!r}: give a weight, or a mapping as {{weight: 0.5}}")
     _require_known(given, TERM_KEYS, where=where, what="key")
     tasks = given.get("tasks")
     tasks = None if tasks is None else frozenset([tasks] if isinstance(tasks, str) else tasks)

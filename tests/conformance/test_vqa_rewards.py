@@ -101,7 +101,7 @@ def test_terms_go_to_the_tasks_they_name() -> None:
 @pytest.mark.parametrize("autoreset", [True, False])
 def test_a_group_reward_sees_all_answers_to_a_question_and_no_others(autoreset: bool) -> None:
     reward = {
-        "test_words": {"weight": 2.0},
+        "test_words": 2.0,
         "test_place": {"weight": -1.0, "options": {"step": 3.0}, "scores_from": "test_words"},
     }
     env = build(reward, num_envs=6, group_size=3, autoreset=autoreset)
@@ -160,7 +160,7 @@ def test_part_of_a_group_cannot_be_compared() -> None:
         ({"match": {"tasks": ["shapes"]}}, "no task 'shapes'; did you mean 'shapes_vqa'"),
         ({"dylr": {"options": {"max_penalti": 1}}, "match": None}, "did you mean 'max_penalty'"),
         ({"match": {"scores_from": "x"}}, "scores_from belongs to group rewards"),
-        ({"match": 0.5}, "give a mapping such as"),
+        ({"match": "half"}, "give a weight, or a mapping"),
         ({"failed": {"reward": "match"}}, "choose another name"),
         ({"match": None, "dylr": {"scores_from": "mtch"}}, "must be one of"),
         ({}, "no reward term applies to task 'shapes_vqa'"),
