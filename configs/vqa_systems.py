@@ -248,11 +248,11 @@ def star_r1() -> TrainConfig:
         },
         prompt=14,
         characters=26,
-        imitation_steps=200,
+        imitation_steps=260,
         questions=20000,
         reward=FORM,
-        updates=200,
-        **SLOW,
+        updates=150,
+        group_size=8,
     )
 
 
