@@ -1,7 +1,8 @@
 """Answers that were found with tools (DeepSport, system 54).
 
 A response is everything that the model wrote in one conversation, its turns one after the other
-without what the tools replied:
+without what the tools replied (texts before the last one may be in ``data["turns"]`` instead, where
+the environment ``vqa`` puts them):
 
     (<think>...</think> <tool_call>{"name": ..., "arguments": {...}}</tool_call>)*
     <think>...</think> <answer>...</answer>
@@ -74,12 +75,13 @@ def gated_tool_use(
     calling everything must not be worth as much as calling what is needed.
 
     Args:
-        response: the model's turns, see the module.
-        question: what ``accuracy`` needs.
+        response: the model's turns, or the last one of them; see the module.
+        question: what ``accuracy`` needs; ``data["turns"]``, earlier texts.
         accuracy: a reward in [0, 1] of the last turn.
         max_calls: ours.
     """
-    calls = tool_calls(response, max_calls=max_calls)
+    whole = "".join([*question.data.get("turns", ()), response])
+    calls = tool_calls(whole, max_calls=max_calls)
     if calls is None:
         return -FORM_PENALTY
     right = clamp(accuracy(response, question))

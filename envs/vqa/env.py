@@ -580,7 +580,7 @@ class VQASimulator(RowSimulator):
         final = [None if reply else text for text, reply in zip(texts, replies, strict=True)]
         good = np.array([i for i, text in enumerate(final) if text is not None], np.int64)
         verdicts = self._scoring.judge(
-            [self.questions[row] for row in rows[good].tolist()],
+            [self._asked(row) for row in rows[good].tolist()],
             [text for text in final if text is not None],
             self._groups[rows[good]],
         )
@@ -604,6 +604,14 @@ class VQASimulator(RowSimulator):
             success=success,
             reward_terms=terms | counts,
         )
+
+    def _asked(self, row: int) -> Question:
+        """The question of ``row`` with ``data["turns"]``, what was written before the answer."""
+        question = self.questions[row]
+        if self.max_turns == 1:
+            return question
+        turns = [said for said, _ in self.turns[row]]
+        return replace(question, data={**question.data, "turns": turns})
 
     def _reply(self, row: int, text: str | None) -> Reply | None:
         """What comes back to the text of ``row``, noted; None where it ends the episode."""

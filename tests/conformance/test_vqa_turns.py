@@ -179,6 +179,17 @@ def test_a_call_costs_what_the_task_says_and_answers_earn_their_reward_once() ->
     assert info["episode"]["return"].tolist() == [1.75, 0.0]
 
 
+def test_rewards_see_what_was_written_before_the_answer() -> None:
+    env = build(num_envs=3, reward="gated_tool_use")
+    env.reset()
+    turn = '<think>closer</think><tool_call>{"name": "zoom", "arguments": {}}</tool_call>'
+    right = [f"<think>seen</think><answer>{q.answer}</answer>" for q in env.simulator.questions]
+    _, _, terminated, _, _ = say(env, turn, right[1], turn)
+    assert terminated.tolist() == [False, True, False]
+    _, rewards, terminated, _, _ = say(env, right[0], "", "no form")
+    assert rewards[[0, 2]].tolist() == pytest.approx([1.5, -0.05]) and bool(terminated[0])
+
+
 def test_an_episode_is_a_function_of_its_seed_and_texts_also_after_a_resume() -> None:
     def run(env: Any, steps: int) -> list[Any]:
         return [
