@@ -227,7 +227,7 @@ def timelens() -> TrainConfig:
         },
         prompt=4,  # nothing else is in the film: which object is asked for does not matter
         characters=8,
-        imitation_steps=200,
+        imitation_steps=50,
         updates=40,
     )
 
