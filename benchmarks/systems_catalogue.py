@@ -371,8 +371,7 @@ CAD = System(
         Rule(says="runs", of="rl:runs", above=0.95),
         Rule(says="reinforcement - imitation", of="rl:solid", minus="sft:solid", above=0.1),
     ),
-    note=" Needs the extra `cad`; a program takes 2.5 s of processor time. The loss has a row of "
-    "its own.",
+    note=" Tubes alone. Needs the extra `cad`. The loss has a row of its own.",
 )
 
 _SEEN_CHART: Stage = ("--env.simulator.reward", "chart_visual")
@@ -395,7 +394,7 @@ MSRL = System(
         Rule(says="runs", of="two stages:runs", above=0.95),
         Rule(says="text", of="two stages:chart", above=0.8),
     ),
-    note=" A program takes 0.8 s of processor time, a case 2 h.",
+    note=" Bars alone, two of them; the program is the short one of the task.",
 )
 
 JUDGE = System(
