@@ -14,6 +14,7 @@ from embodied_rl.configs.vqa_systems import ROWS
 from embodied_rl.envs.vqa import load_task
 from embodied_rl.envs.vqa.forms import Form, attempts, shaped
 from embodied_rl.registry import registry
+from embodied_rl.rewards import chart, parse, solid
 from embodied_rl.rewards.overlap import trigram_embedding, words_of
 from embodied_rl.types import Question
 
@@ -160,6 +161,13 @@ def of_task(name: str, question: Question, answer: str, form: Form) -> float:
     return reward_of(question.data["reward"], question, answer, form)
 
 
+def runs(question: Question, answer: str, form: Form) -> float:
+    """The program runs and leaves a chart or a solid."""
+    code = parse.program(answer)
+    make = {"chart_to_code": chart.draw, "cad_code": solid.build}[question.task]
+    return float(code is not None and make(code) is not None)
+
+
 FOUR = ("shapes_vqa", "shapes_ground", "digits", "retrieval_embed")
 METRICS: dict[str, Callable[[Question, str, Form], float]] = {
     "right": right,
@@ -169,7 +177,7 @@ METRICS: dict[str, Callable[[Question, str, Form], float]] = {
     "recall@1": recall_at_1,
     "found": found_first,
     "place": in_place,
-    "runs": partial(reward_of, "exec_ok"),
+    "runs": runs,
     "solid": partial(reward_of, "exec_geometry"),
     "chart": partial(reward_of, "chart_text_struct"),
     "looks": partial(reward_of, "chart_visual"),
@@ -363,8 +371,7 @@ CAD = System(
         Rule(says="runs", of="rl:runs", above=0.95),
         Rule(says="reinforcement - imitation", of="rl:solid", minus="sft:solid", above=0.1),
     ),
-    note=" Needs the extra `cad`; a program takes 2.5 s of processor time. The loss has a row of "
-    "its own.",
+    note=" Tubes alone. Needs the extra `cad`. The loss has a row of its own.",
 )
 
 _SEEN_CHART: Stage = ("--env.simulator.reward", "chart_visual")
@@ -387,7 +394,7 @@ MSRL = System(
         Rule(says="runs", of="two stages:runs", above=0.95),
         Rule(says="text", of="two stages:chart", above=0.8),
     ),
-    note=" A program takes 0.8 s of processor time, a case 2 h.",
+    note=" Bars alone, two of them; the program is the short one of the task.",
 )
 
 JUDGE = System(

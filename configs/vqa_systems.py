@@ -70,11 +70,19 @@ def _recipe(
     )
 
 
-def with_full_prompt(config: TrainConfig) -> TrainConfig:
-    """For tasks that have no brief one, whose answers are programs."""
+PROGRAMS = 128
+"""Answers per update that are programs to be run: eight to each of 16 questions."""
+
+
+def _of_programs(config: TrainConfig, *, updates: int = 20) -> TrainConfig:
+    """For tasks that have no brief prompt, whose answers are programs."""
     simulator = config.env.simulator.replace(prompt="full")
-    policy = config.policy.replace(alphabet=string.printable[:95] + "\n")
-    return replace(config, env=replace(config.env, simulator=simulator), policy=policy)
+    return replace(
+        config,
+        env=replace(config.env, simulator=simulator, num_envs=PROGRAMS, group_size=8),
+        policy=config.policy.replace(alphabet=string.printable[:95] + "\n"),
+        total_env_steps=updates * PROGRAMS,
+    )
 
 
 def jigsaw_r1() -> TrainConfig:
@@ -98,12 +106,12 @@ def cad_rl() -> TrainConfig:
     config = _recipe(
         "vqa/cad_rl",
         "cad_code",
-        knobs={"cad_code": {"kinds": ["tube", "shaft"], "size": 56}},
-        characters=400,
-        imitation_steps=300,
+        knobs={"cad_code": {"kinds": ["tube"], "size": 56}},
+        characters=96,
+        imitation_steps=100,
         updates=40,
     )
-    return with_full_prompt(config)
+    return _of_programs(config)
 
 
 def cls_rl() -> TrainConfig:
@@ -156,16 +164,16 @@ def msrl() -> TrainConfig:
 
     The second stage starts from these weights: ``--env.simulator.reward chart_visual``.
     """
-    chart = {"kinds": ["bar"], "num_points": 2, "width": 96, "height": 96}
+    chart = {"kinds": ["bar"], "num_points": 2, "width": 96, "height": 96, "short": True}
     config = _recipe(
         "vqa/msrl",
         "chart_to_code",
         knobs={"chart_to_code": chart},
-        characters=600,
+        characters=200,
         imitation_steps=300,
         updates=40,
     )
-    return with_full_prompt(config)
+    return _of_programs(config)
 
 
 def r1_reward() -> TrainConfig:

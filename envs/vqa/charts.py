@@ -59,12 +59,15 @@ class ChartOptions:
         num_points: labels on the axis, 2 to 6.
         width: of the picture in pixels.
         height: likewise.
+        short: leave margins, ticks and grid as matplotlib has them, so that the program is half as
+            long.
     """
 
     kinds: tuple[str, ...] = KINDS
     num_points: int = 4
     width: int = 240
     height: int = 180
+    short: bool = False
 
     def __post_init__(self) -> None:
         if not self.kinds or set(self.kinds) - set(KINDS):
@@ -102,27 +105,30 @@ def _draw_content(rng: Random, options: ChartOptions, split: Split) -> Chart:
 def chart_code(chart: Chart, options: ChartOptions) -> str:
     """The matplotlib program that draws ``chart``; it leaves the figure in ``fig``."""
     width, height = options.width / DPI, options.height / DPI
+    labels, values = repr(list(chart.labels)), repr(list(chart.values))
+    lines = ["import matplotlib.pyplot as plt"]
+    if not options.short:
+        lines += [f"labels = {labels}", f"values = {values}"]
+        labels, values = "labels", "values"
     draw = {
-        "bar": f'ax.bar(labels, values, color="{chart.colour}")',
-        "line": f'ax.plot(labels, values, color="{chart.colour}", marker="o")',
-        "scatter": f'ax.scatter(labels, values, color="{chart.colour}")',
+        "bar": f'ax.bar({labels}, {values}, color="{chart.colour}")',
+        "line": f'ax.plot({labels}, {values}, color="{chart.colour}", marker="o")',
+        "scatter": f'ax.scatter({labels}, {values}, color="{chart.colour}")',
     }[chart.kind]
-    return "\n".join(
-        [
-            "import matplotlib.pyplot as plt",
-            f"labels = {list(chart.labels)!r}",
-            f"values = {list(chart.values)!r}",
-            f"fig, ax = plt.subplots(figsize=({width:g}, {height:g}), dpi={DPI})",
-            f"fig.subplots_adjust({LEFT}, {BOTTOM}, {RIGHT}, {CEILING})",
-            draw,
-            f"ax.set_xlim(-0.5, {len(chart.labels) - 0.5})",
-            f"ax.set_ylim(0, {TOP})",
+    lines.append(f"fig, ax = plt.subplots(figsize=({width:g}, {height:g}), dpi={DPI})")
+    if not options.short:
+        lines.append(f"fig.subplots_adjust({LEFT}, {BOTTOM}, {RIGHT}, {CEILING})")
+    lines.append(draw)
+    if not options.short:
+        lines.append(f"ax.set_xlim(-0.5, {len(chart.labels) - 0.5})")
+    lines.append(f"ax.set_ylim(0, {TOP})")
+    if not options.short:
+        lines += [
             f"ax.set_yticks(range({TOP + 1}))",
             'ax.tick_params(labelsize="small")',
             'ax.grid(axis="y", alpha=0.4)',
-            f'ax.set_title("{chart.title}")',
         ]
-    )
+    return "\n".join([*lines, f'ax.set_title("{chart.title}")'])
 
 
 def draw_chart(chart: Chart, options: ChartOptions) -> Image:
@@ -135,18 +141,19 @@ def draw_chart(chart: Chart, options: ChartOptions) -> Image:
         fig = Figure(figsize=(options.width / DPI, options.height / DPI), dpi=DPI)
         canvas = FigureCanvasAgg(fig)
         ax = fig.subplots()
-        fig.subplots_adjust(LEFT, BOTTOM, RIGHT, CEILING)
         if chart.kind == "bar":
             ax.bar(chart.labels, chart.values, color=chart.colour)
         elif chart.kind == "line":
             ax.plot(chart.labels, chart.values, color=chart.colour, marker="o")
         else:
             ax.scatter(chart.labels, chart.values, color=chart.colour)
-        ax.set_xlim(-0.5, len(chart.labels) - 0.5)
         ax.set_ylim(0, TOP)
-        ax.set_yticks(range(TOP + 1))
-        ax.tick_params(labelsize="small")
-        ax.grid(axis="y", alpha=0.4)
+        if not options.short:
+            fig.subplots_adjust(LEFT, BOTTOM, RIGHT, CEILING)
+            ax.set_xlim(-0.5, len(chart.labels) - 0.5)
+            ax.set_yticks(range(TOP + 1))
+            ax.tick_params(labelsize="small")
+            ax.grid(axis="y", alpha=0.4)
         ax.set_title(chart.title)
         canvas.draw()
         return np.ascontiguousarray(np.asarray(canvas.buffer_rgba())[..., :3])

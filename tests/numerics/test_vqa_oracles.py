@@ -122,7 +122,11 @@ def test_a_blank_picture_leaves_the_reader_nothing_but_zero_counts():
 
 
 def test_reference_programs_draw_the_same_chart_as_the_picture(tmp_path):
-    questions = [make("chart_to_code", seed=seed, split="heldout") for seed in range(4)]
+    questions = [
+        make("chart_to_code", seed=seed, split="heldout", short=short)
+        for seed in range(4)
+        for short in (False, True)
+    ]
     lines = ["import matplotlib", "matplotlib.use('Agg')", "import numpy as np"]
     for index, question in enumerate(questions):
         (tmp_path / f"{index}.py").write_text(question.answer)
