@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import statistics
 import subprocess
 import sys
@@ -36,7 +37,9 @@ from embodied_rl.types import Question, TensorDict
 
 PROMPTS, GROUP, ROUNDING_PROMPTS = 4, 8, 12
 DTYPES = ("float32", "bfloat16")
-PRECISIONS = "| difference | root mean square | largest |\n|---|---|---|"
+CLIP = 0.2
+"""Of ratios, as in recipes: log(1 + CLIP) nats of difference alone would clip a token."""
+PRECISIONS = "| difference | root mean square | largest | tokens over log 1.2 |\n|---|---|---|---|"
 SPEEDS = (
     "| `dtype` | sampling | scoring without gradient | scoring and gradient | peak memory |\n"
     "|---|---|---|---|---|"
@@ -108,8 +111,8 @@ def peak_memory() -> float:
     return next(float(line.split()[1]) / 1024 for line in lines if line.startswith("VmHWM"))
 
 
-def rounding(folder: str) -> dict[str, tuple[float, float]]:
-    """(root mean square, largest) difference in nats per token of every comparison."""
+def rounding(folder: str) -> dict[str, tuple[float, float, float]]:
+    """(root mean square, largest, share over log(1 + CLIP)) of each comparison's differences."""
     policy, exact = (make_policy(folder, dtype=dtype) for dtype in reversed(DTYPES))
     rounded = {name: value.float() for name, value in policy.model.state_dict().items()}
     exact.model.load_state_dict(rounded)
@@ -126,7 +129,11 @@ def rounding(folder: str) -> dict[str, tuple[float, float]]:
     }
     differences = {name: (a - b)[real].double() for name, (a, b) in pairs.items()}
     return {
-        name: (float(d.square().mean().sqrt()), float(d.abs().max()))
+        name: (
+            float(d.square().mean().sqrt()),
+            float(d.abs().max()),
+            float((d.abs() > math.log1p(CLIP)).double().mean()),
+        )
         for name, d in differences.items()
     }
 
@@ -169,8 +176,8 @@ def main(arguments: list[str]) -> None:
         output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
         print(speed_row(dtype, json.loads(output.splitlines()[-1])), flush=True)
     print(f"\n{PRECISIONS}")
-    for name, (mean, largest) in rounding(options.folder).items():
-        print(f"| {name} | {mean:.3f} | {largest:.2f} |")
+    for name, (mean, largest, share) in rounding(options.folder).items():
+        print(f"| {name} | {mean:.3f} | {largest:.2f} | {100 * share:.1f} % |")
 
 
 if __name__ == "__main__":
