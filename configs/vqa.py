@@ -7,6 +7,9 @@ model: ``--policy.model FOLDER_OR_HUB_NAME``; the whole task: ``--env.simulator.
 Training asks the ``train`` questions, evaluation the ``heldout`` ones, about pairs of colour and
 shape that training never shows. How much the pictures matter: ``embodied-rl eval RUN --env-options
 '{pictures: blank}'``.
+
+``vqa/small_vlm_grpo``: the same questions for the model of 138 M parameters that ``embodied-rl
+build-vlm small_vlm`` makes, with adapters on bfloat16 weights and fewer questions.
 """
 
 from __future__ import annotations
@@ -51,6 +54,36 @@ def shapes_grpo() -> TrainConfig:
     )
 
 
+def small_vlm_grpo() -> TrainConfig:
+    """A real small model: 480 reference answers, then eight answers to each of 16 questions."""
+    base = shapes_sft()
+    return replace(
+        base,
+        name="vqa/small_vlm_grpo",
+        env=replace(base.env, num_envs=128),
+        policy=component(
+            "policies",
+            "vlm",
+            model="small_vlm",
+            dtype="bfloat16",
+            lora_rank=16,
+            max_new_tokens=4,
+        ),
+        algorithm=component(
+            "algorithms", "grpo", learning_rate=5e-4, num_epochs=1, num_minibatches=1
+        ),
+        imitation=ImitationConfig(
+            episodes_per_task=480, num_steps=30, batch_size=16, learning_rate=1e-3
+        ),
+        evaluation=replace(base.evaluation, modes=("greedy",)),
+        total_env_steps=32 * 128,
+    )
+
+
 def recipes() -> dict[str, Callable[[], TrainConfig]]:
     """Recipes of this file by name."""
-    return {"vqa/shapes_sft": shapes_sft, "vqa/shapes_grpo": shapes_grpo}
+    return {
+        "vqa/shapes_sft": shapes_sft,
+        "vqa/shapes_grpo": shapes_grpo,
+        "vqa/small_vlm_grpo": small_vlm_grpo,
+    }

@@ -6,10 +6,11 @@ object, P f shall be the sum of the embeddings of its words e, else that of "not
 
     min_P  E |P f - \sum_{words} e|^2 / E |\sum_{words} e|^2,
 
-which costs no pass through the text model. Then batches of captions ("red circle top left, ...")
-and of questions with their reference answers take turns; the loss is the cross entropy of what is
-to be said in nats per token. There the frozen parts run in bfloat16; the weights W of the projector
-are kept in float32 and rounded for every pass:
+which costs no pass through the text model. Then batches of captions ("red circle top left, ...",
+five objects) and of questions with their reference answers (colour, count and position of one
+object) take turns; the loss is the cross entropy of what is to be said in nats per token. There the
+frozen parts run in bfloat16; the weights W of the projector are kept in float32 and rounded for
+every pass:
 
     W_16 = round(W),    W <- AdamW(W, dL/dW_16).
 
@@ -38,6 +39,9 @@ from embodied_rl.seeding import derive_seed
 from embodied_rl.types import PolicySpec, Question, TensorDict
 
 OPTIONS = ShapesVQAOptions()
+"""Of pictures that are described."""
+ASKED = ShapesVQAOptions(kinds=("colour", "count", "position"), num_objects=1, max_count=2)
+"""Of questions: one object, or as many as the answer needs."""
 CHAT_BYTES, ANSWER_BYTES = 512, 512
 PATCH = 32
 """Pixels of the side of a token's square."""
@@ -64,7 +68,7 @@ class ProjectorConfig:
     num_pictures: int = 1500
     num_steps: int = 160
     batch_size: int = 8
-    learning_rate: float = 5e-4
+    learning_rate: float = 2e-3
     image_size: int = 128
     dtype: str = "bfloat16"
     seed: int = 0
@@ -109,14 +113,19 @@ def _watch(label: str, losses: Iterator[Tensor], total: int, progress: Progress)
         progress.update(label, step, total, f"loss {sum(recent) / len(recent):.3f}")
 
 
-def make_policy(folder: Path, *, dtype: str = "float32") -> Any:
-    """The saved model as a policy that answers questions about pictures of one size."""
+def make_policy(folder: Path | str, **options: Any) -> Any:
+    """The saved model as a policy that answers questions about pictures of one size.
+
+    Args:
+        folder: of the model.
+        options: of policy ``vlm``, e.g. ``dtype``.
+    """
     spec = PolicySpec(
         obs_shapes={"chat": (CHAT_BYTES,), "images": (1, 64, 64, 3), "image_sizes": (1, 2)},
         obs_dtypes={"chat": "uint8", "images": "uint8", "image_sizes": "int64"},
         text_bytes=ANSWER_BYTES,
     )
-    return registry("policies").get("vlm")(spec, model=str(folder), dtype=dtype)
+    return registry("policies").get("vlm")(spec, model=str(folder), **options)
 
 
 def fit_words(policy: Any, model: Any, config: ProjectorConfig) -> Iterator[Tensor]:
@@ -195,17 +204,20 @@ def train_projector(policy: Any, model: Any, config: ProjectorConfig) -> Iterato
 
 def batch(config: ProjectorConfig, step: int) -> tuple[TensorDict, Tensor]:
     """(obs [B, ...], answers uint8 [B, A]) of a step: captions in even ones, else answers."""
-    questions = draw_questions(config, step)
     if step % 2 == 0:
-        questions = [captioned(question) for question in questions]
+        questions = [captioned(question) for question in draw_questions(config, step)]
+    else:
+        questions = draw_questions(config, step, options=ASKED)
     answers = encode_text((q.answer for q in questions), ANSWER_BYTES, name="answer_bytes")
     return observations(questions), torch.from_numpy(answers)
 
 
-def draw_questions(config: ProjectorConfig, number: int) -> list[Question]:
+def draw_questions(
+    config: ProjectorConfig, number: int, *, options: ShapesVQAOptions = OPTIONS
+) -> list[Question]:
     """B questions of the train split; another ``number``, other questions."""
     seeds = [derive_seed(config.seed, "projector", number, row) for row in range(config.batch_size)]
-    return [make_question(OPTIONS, seed=seed, split="train") for seed in seeds]
+    return [make_question(options, seed=seed, split="train") for seed in seeds]
 
 
 def captioned(question: Question) -> Question:

@@ -69,12 +69,14 @@ def test_a_frozen_output_layer_gets_no_gradient():
     assert hidden.grad is not None and weight.grad is None
 
 
-def test_bfloat16_states_give_float32_log_probabilities():
+@pytest.mark.parametrize("words_at_once", [1, 5, WORDS])
+def test_bfloat16_states_give_logits_that_are_not_rounded(monkeypatch, words_at_once):
+    monkeypatch.setattr(scoring, "WEIGHTS_AT_ONCE", words_at_once * FEATURES)
     hidden, weight, tokens, _ = inputs(torch.bfloat16)
     log_probs, entropy = token_log_probs(hidden, tokens, Head(weight))
     assert log_probs.dtype == entropy.dtype == torch.float32
-    expected = whole(hidden.double(), weight.double(), tokens, 1.0, 0.0)[0]
-    # the product is rounded to 8 bits, the sum over words is not
-    torch.testing.assert_close(log_probs.double(), expected, rtol=0, atol=0.05)
+    expected = whole(hidden.double(), weight.double(), tokens, 1.0, 0.0)
+    for found, wanted in zip((log_probs, entropy), expected, strict=True):
+        torch.testing.assert_close(found.double(), wanted, rtol=0, atol=1e-5)
     log_probs.sum().backward()
     assert hidden.grad is not None and hidden.grad.dtype == torch.bfloat16

@@ -12,7 +12,8 @@ from conversations import generator, make, mixed
 
 pytest.importorskip("transformers", reason="the extra vlm is not installed")
 
-from embodied_rl import cli, small_vlm
+from benchmarks import small_vlm as benchmark
+from embodied_rl import checkpoint, cli, small_vlm
 from embodied_rl.envs.vqa.scene import BACKGROUND, COLOURS, PALETTE, SHAPES, read_scene
 from embodied_rl.policies.vlm import presets, small
 from embodied_rl.small_vlm import NOTHING, ProjectorConfig
@@ -182,3 +183,39 @@ def test_real_weights_speak_english_and_see():
         features = norm(last).clamp(0, 6).mean((2, 3))
         scores = features @ state["_fc.weight"].T + state["_fc.bias"]
     assert int(scores.argmax()) == 652  # "military uniform" of ImageNet's 1000 classes
+
+
+def test_questions_are_about_one_object_and_captions_about_five():
+    asked = small_vlm.draw_questions(TINY, 3, options=small_vlm.ASKED)
+    told = small_vlm.draw_questions(TINY, 3)
+    assert {question.data["kind"] for question in asked} <= {"colour", "count", "position"}
+    for question in asked:
+        needed = int(question.answer) if question.data["kind"] == "count" else 1
+        assert len(read_scene(question.images[0])) == max(needed, 1)
+    assert all(len(read_scene(question.images[0])) == 5 for question in told)
+    shown = [small_vlm.batch(TINY, step)[0]["images"][:, 0].numpy() for step in (2, 3)]
+    counts = [[len(read_scene(image)) for image in images] for images in shown]
+    assert min(counts[0]) == 5 and max(counts[1]) <= 2
+
+
+def test_the_benchmark_measures_speed_and_rounding():
+    figures = benchmark.measure("tiny/llava", dtype="bfloat16", rounds=1)
+    assert len(figures) == 7 and min(figures.values()) > 0
+    assert figures["scoring_tokens"] > figures["scoring_answers"]
+    assert "answers/s" in benchmark.speed_row("bfloat16", figures)
+    differences = benchmark.rounding("tiny/llava")
+    assert len(differences) == 4
+    for mean, largest, share in differences.values():
+        assert 0 <= mean <= largest < 0.1 and share == 0
+    assert differences["sampled - float32"][0] > 0
+
+
+def test_its_recipe_imitates_then_trains_adapters_alone(tmp_path):
+    words = ["--policy.model", "tiny/llava", "--env.num-envs", "16", "--total-env-steps", "32"]
+    words += ["--imitation.num-steps", "2", "--imitation.episodes-per-task", "8"]
+    words += ["--evaluation.episodes", "8", "--runs", str(tmp_path)]
+    assert cli.main(["train", "vqa/small_vlm_grpo", *words]) == 0
+    (folder,) = tmp_path.rglob("checkpoints")
+    for name in ("sft", "step_000000002"):
+        state: Any = checkpoint.load(folder / name)
+        assert state["policy"] and all("lora_" in weight for weight in state["policy"])
