@@ -306,7 +306,6 @@ class Decoding:
         self.kept = {layer: (k[rows], v[rows]) for layer, (k, v) in self.kept.items()}
         self.prompt_mask = self.prompt_mask[prompts]
         self.groups = Groups(self.rows, len(prompts))
-        self._hidden.clear()
 
     def attend(
         self, layer: int, q: Tensor, k: Tensor, v: Tensor, *, scale: float, window: int | None

@@ -68,7 +68,9 @@ def test_scores_that_would_overflow_stay_finite():
 
 
 @windows
-@pytest.mark.parametrize("prompts", [ROWS, torch.tensor([0, 0, 1, 1, 2, 2])])
+@pytest.mark.parametrize(
+    "prompts", [ROWS, torch.tensor([0, 0, 1, 1, 2, 2]), torch.tensor([2, 0, 1, 0, 1, 2])]
+)
 @torch.no_grad()
 def test_token_by_token_gives_what_the_whole_answer_gives(window, prompts):
     lengths = torch.full_like(ANSWERS, 6)

@@ -301,29 +301,25 @@ def test_padding_of_a_rollout_can_be_scored():
     assert bool(log_probs.isfinite().all()) and not log_probs[6:].any()
 
 
-def every_second_row_first(value):
-    return torch.cat([value[::2], value[1::2]])
-
-
 @pytest.mark.parametrize("at_once", [1, 60])
 @pytest.mark.parametrize("kind", KINDS)
 def test_portions_of_rows_have_the_scores_and_gradients_of_all_at_once(monkeypatch, kind, at_once):
     policy = make(kind, critic="trunk")
-    obs = {name: every_second_row_first(value) for name, value in mixed(copies=2).items()}
-    replay = given_answers()
+    obs, replay = mixed(copies=2), given_answers()
     weight = torch.randn(6, 9, generator=generator())
 
-    def outcome():
+    def outcome(order):
         policy.zero_grad()
-        output = scored(policy, obs, replay)
-        (weight * (output.log_probs + 0.1 * output.entropy)).sum().backward()
+        output = scored(policy, rows_of(obs, order), rows_of(replay, order))
+        (weight[order] * (output.log_probs + 0.1 * output.entropy)).sum().backward()
         return output, {n: p.grad for n, p in policy.named_parameters() if p.grad is not None}
 
-    whole, wanted = outcome()
+    whole, wanted = outcome(torch.arange(6))
     monkeypatch.setitem(TOKENS_AT_ONCE, "cpu", at_once)
-    parts, gradients = outcome()
+    apart = torch.tensor([4, 0, 2, 1, 5, 3])  # no neighbours with one prompt
+    parts, gradients = outcome(apart)
     for name in ("log_probs", "entropy", "values"):
-        found, expected = getattr(parts, name), getattr(whole, name)
+        found, expected = getattr(parts, name), getattr(whole, name)[apart]
         torch.testing.assert_close(found, expected, atol=5e-5, rtol=1e-5)
     assert gradients.keys() == wanted.keys()
     for name, gradient in gradients.items():
@@ -337,11 +333,11 @@ def test_portions_are_full_and_keep_the_rows_of_a_prompt_together():
     prompts = Prompts([single] * 3, rows=torch.tensor([0, 1, 1, 0, 0, 2, 1]), padding=0)
     # prompt 0 has 19 tokens with its answers, prompt 1 has 37 and prompt 2 has 30
     portions = {
-        n: [rows.tolist() for rows in prompts.portions(lengths, at_once=n)] for n in (1, 30, 56, 86)
+        n: [rows.tolist() for rows in prompts.portions(lengths, at_once=n)] for n in (1, 30, 80, 86)
     }
     assert portions[1] == [[0], [3], [4], [1], [2], [6], [5]]
     assert portions[30] == [[0, 3, 4], [1, 2], [6], [5]]
-    assert portions[56] == [[0, 3, 4, 1, 2, 6], [5]]
+    assert portions[80] == [[0, 3, 4, 1, 2, 6], [5]]
     assert portions[86] == [[0, 3, 4, 1, 2, 6, 5]]
     chosen = prompts.select(torch.tensor([5, 3, 0]))
     assert chosen.rows.tolist() == [1, 0, 0] and len(chosen.singles) == 2
