@@ -11,13 +11,16 @@ pictures, and the same reward. What is equal:
 * a Qwen2.5-VL of 1.2 M parameters in float32, all of them trained; every answer has exactly the
   stated number of tokens (ours ignores end tokens, TRL is told ``min_new_tokens``);
 * temperature 1, no top-k; clipped surrogate without KL term, mean over tokens, group-normalised
-  rewards, Adam, gradient clipping; no gradient checkpointing, all rows in one forward pass.
+  rewards, Adam, gradient clipping; no gradient checkpointing, one backward pass over all rows. TRL
+  puts them through the model at once, ours in portions of about 4096 tokens that fit into caches.
 
 Ours goes through ``trainer.reinforce``, the loop of ``embodied-rl train``, logging included; TRL
 through ``GRPOTrainer.train`` with logging off. The first iteration is not counted. Samples per
 second are given by processor time (user and system, all threads) and by wall time, which on a busy
-machine measures the others too; memory is the peak of the process (VmHWM) and how much of it the
-iterations added to what was resident when they began. Ratios are taken within a round.
+machine measures the others too. So does the processor time of two threads, which wait for each
+other without rest; that of one thread grows when caches and memory are shared. Memory is the peak
+of the process (VmHWM) and how much of it the iterations added to what was resident when they began.
+Ratios are taken within a round.
 
 The table goes to ``docs/benchmarks_vlm.md``.
 """

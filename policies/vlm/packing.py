@@ -267,30 +267,37 @@ class Decoding:
     """Layout of one new token for each of R answers, behind kept keys and values.
 
     What is kept of a prompt is kept once, and read once per token for all its answers together. The
-    softmax runs over the scores of both parts.
+    softmax runs over the scores of both parts. Room for what is kept of answers is made a few
+    tokens at a time: rows that lie far apart in memory are read half as fast.
 
     Args:
         prompts: keys and values that ``Packing`` kept.
         prompt_mask: ``[P, L]`` bool.
         rows: ``[R]`` int64, the prompt of every answer.
         room: number of tokens that will follow.
+        step: tokens for which room is made at once.
     """
 
     def __init__(
-        self, prompts: KeysValues, prompt_mask: Tensor, rows: Tensor, *, room: int
+        self, prompts: KeysValues, prompt_mask: Tensor, rows: Tensor, *, room: int, step: int = 32
     ) -> None:
-        self.prompts, self.prompt_mask, self.rows = prompts, prompt_mask, rows
+        self.prompts = {
+            layer: (k.contiguous(), v.contiguous()) for layer, (k, v) in prompts.items()
+        }
+        self.prompt_mask, self.rows, self.room, self.step = prompt_mask, rows, room, step
         self.groups = Groups(rows, len(prompt_mask))
         self.padded = not bool(prompt_mask.all())
         self.past = 0
         self.kept: KeysValues = {}
         for layer, (keys, values) in prompts.items():
-            shape = (len(rows), keys.shape[1], room, keys.shape[3])
+            shape = (len(rows), keys.shape[1], 0, keys.shape[3])
             self.kept[layer] = keys.new_empty(shape), values.new_empty(shape)
+        self._hidden: dict[int | None, Tensor] = {}
 
     def advance(self) -> None:
         """The token that was attended from is now a past one."""
         self.past += 1
+        self._hidden.clear()
 
     def select(self, rows: Tensor) -> None:
         """Go on with some of the answers, and with their prompts alone."""
@@ -305,6 +312,8 @@ class Decoding:
     ) -> Tensor:
         """See ``Layout``; R rows of one token."""
         (shared_keys, shared_values), (keys, values) = self.prompts[layer], self.kept[layer]
+        if self.past == keys.shape[2]:
+            keys, values = self.kept[layer] = self._with_room(keys), self._with_room(values)
         keys[:, :, self.past], values[:, :, self.past] = k[:, :, 0], v[:, :, 0]
         keys, values = keys[:, :, : self.past + 1], values[:, :, : self.past + 1]
         length = shared_keys.shape[2]
@@ -314,20 +323,33 @@ class Decoding:
         shared = self.groups.together(q) @ shared_keys.transpose(2, 3)
         own = q @ keys.transpose(2, 3)
         if self.padded or window is not None:
-            shared.masked_fill_(~self._sees(window)[:, None, None], -torch.inf)
+            shared.masked_fill_(self._hides(window), -torch.inf)
         if window is not None:
             own[..., : max(self.past + 1 - window, 0)] = -torch.inf
         p = torch.softmax(torch.cat([self.groups.apart(shared), own], 3), 3)
         out = self.groups.together(p[..., :length]) @ shared_values
         out = self.groups.apart(out) + p[..., length:] @ values
-        return out.view(rows, 1, heads, features)
+        return out.reshape(rows, 1, heads, features)
 
-    def _sees(self, window: int | None) -> Tensor:
-        """``[P, L]`` bool, tokens of the prompt that the next token of its answers sees."""
-        if window is None:
-            return self.prompt_mask
-        place = self.prompt_mask.cumsum(1)
-        return self.prompt_mask & (place[:, -1:] + self.past + 1 - place < window)
+    def _with_room(self, kept: Tensor) -> Tensor:
+        """``[R, h, tokens, d]`` with place for some more tokens."""
+        rows, heads, past, features = kept.shape
+        more = kept.new_empty((rows, heads, min(past + self.step, self.room), features))
+        more[:, :, :past] = kept
+        return more
+
+    def _hides(self, window: int | None) -> Tensor:
+        """``[P, 1, 1, L]`` bool, tokens of the prompt that the next token of answers does not see.
+
+        Computed once per token, not once per layer.
+        """
+        if window not in self._hidden:
+            sees = self.prompt_mask
+            if window is not None:
+                place = sees.cumsum(1)
+                sees = sees & (place[:, -1:] + self.past + 1 - place < window)
+            self._hidden[window] = ~sees[:, None, None]
+        return self._hidden[window]
 
 
 class Groups:
@@ -349,14 +371,22 @@ class Groups:
         members = rows.new_zeros(count * self.size)
         members[slots] = numbers
         self.slots, self.members = slots, members.view(count, self.size)
+        # groups of one size in their order, as samplers make them, are found without an index
+        self.regular = torch.equal(slots, numbers) and len(rows) == count * self.size
 
     def together(self, value: Tensor) -> Tensor:
         """``[P, h, G * n, d]`` of ``[R, h, n, d]``; what fills smaller groups up is arbitrary."""
-        return value[self.members].transpose(1, 2).flatten(2, 3)
+        groups = (
+            value.view(*self.members.shape, *value.shape[1:])
+            if self.regular
+            else value[self.members]
+        )
+        return groups.transpose(1, 2).flatten(2, 3)
 
     def apart(self, value: Tensor) -> Tensor:
         """``[R, h, n, d]`` of ``[P, h, G * n, d]``."""
-        return value.unflatten(2, (self.size, -1)).transpose(1, 2).flatten(0, 1)[self.slots]
+        rows = value.unflatten(2, (self.size, -1)).transpose(1, 2).flatten(0, 1)
+        return rows if self.regular else rows[self.slots]
 
 
 def packed_attention(

@@ -35,7 +35,13 @@ from embodied_rl.types import LogProbOutput, PolicyOutput, PolicySpec, TensorDic
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 ROWS_AT_ONCE = 256
-"""Rows of a forward pass without gradient, to bound memory."""
+"""Prompts of a forward pass without answers, to bound memory."""
+TOKENS_AT_ONCE = {"cpu": 2**12, "cuda": 2**17}
+"""Tokens of a packed pass by kind of device.
+
+Few enough for the caches of a CPU, which is then not busy with memory; many enough that adding up
+the gradients of the weights once per pass costs nothing.
+"""
 
 
 class VLM(nn.Module):
@@ -164,21 +170,7 @@ class VLM(nn.Module):
 
     def log_prob(self, obs: TensorDict, actions: Tensor, replay: TensorDict) -> LogProbOutput:
         """Score the tokens in ``replay``; ``actions`` are their text and are not used again."""
-        tokens, lengths = replay["tokens"], replay["num_tokens"]
-        size = len(tokens) if torch.is_grad_enabled() else ROWS_AT_ONCE
-        parts = [
-            self._score({name: value[i : i + size] for name, value in obs.items()}, *rows)
-            for i in range(0, len(tokens), size)
-            for rows in [(tokens[i : i + size], lengths[i : i + size])]
-        ]
-        if len(parts) == 1:
-            return parts[0]
-        values = [part.values for part in parts if part.values is not None]
-        return LogProbOutput(
-            log_probs=torch.cat([part.log_probs for part in parts]),
-            entropy=torch.cat([part.entropy for part in parts]),
-            values=torch.cat(values) if values else None,
-        )
+        return self._score(self.reader(obs), replay["tokens"], replay["num_tokens"])
 
     def value(self, obs: TensorDict) -> Tensor:
         """``[B]`` state values; zeros without a critic."""
@@ -206,7 +198,7 @@ class VLM(nn.Module):
         """
         tokens, lengths = self.encode(text.from_bytes(actions))
         tokens, lengths = tokens.to(actions.device), lengths.to(actions.device)
-        scored = self._score(obs, tokens, lengths)
+        scored = self._score(self.reader(obs), tokens, lengths)
         real = torch.arange(tokens.shape[1], device=tokens.device) < lengths.unsqueeze(1)
         return masked_mean(-scored.log_probs, real & mask.view(-1, 1))
 
@@ -260,9 +252,24 @@ class VLM(nn.Module):
         )
         return layout, hidden, inputs
 
-    def _score(self, obs: TensorDict, tokens: Tensor, lengths: Tensor) -> LogProbOutput:
+    def _score(self, prompts: Prompts, tokens: Tensor, lengths: Tensor) -> LogProbOutput:
+        """Portion by portion, so that the backward pass goes through the caches as well."""
+        at_once = TOKENS_AT_ONCE["cpu" if tokens.device.type == "cpu" else "cuda"]
+        portions = prompts.portions(lengths, at_once=at_once)
+        parts = [
+            self._score_portion(prompts.select(rows), tokens[rows], lengths[rows])
+            for rows in portions
+        ]
+        order = torch.cat(portions).argsort()
+        values = [part.values for part in parts if part.values is not None]
+        return LogProbOutput(
+            log_probs=torch.cat([part.log_probs for part in parts])[order],
+            entropy=torch.cat([part.entropy for part in parts])[order],
+            values=torch.cat(values)[order] if values else None,
+        )
+
+    def _score_portion(self, prompts: Prompts, tokens: Tensor, lengths: Tensor) -> LogProbOutput:
         """Prompts and answers in one packed pass; the last token of an answer is only predicted."""
-        prompts = self.reader(obs)
         mask, read = prompts.mask, (lengths - 1).clamp(min=0)
         layout = Packing(mask, prompts.rows, read, blocks=models.blocks(self.model, prompts))
         hidden = models.run_packed(

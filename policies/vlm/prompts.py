@@ -16,6 +16,7 @@ import json
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -35,17 +36,58 @@ class Prompts:
     """Different prompts of a batch.
 
     Attributes:
-        inputs: what the model takes; tensors per token are ``[P, L]``, filled up on the left.
+        singles: what the processor made of each of the P prompts.
         rows: ``[B]`` int64, the prompt of every row.
+        padding: the token that prompts are filled up with.
     """
 
-    inputs: TensorDict
+    singles: Sequence[TensorDict]
     rows: Tensor
+    padding: int
+
+    @cached_property
+    def inputs(self) -> TensorDict:
+        """What the model takes; tensors per token are ``[P, L]``, filled up on the left."""
+        batch = collate(self.singles, padding=self.padding)
+        return {name: value.to(self.rows.device) for name, value in batch.items()}
 
     @property
     def mask(self) -> Tensor:
         """``[P, L]`` bool, the tokens that are real."""
         return self.inputs["attention_mask"].bool()
+
+    def select(self, rows: Tensor) -> Prompts:
+        """Those of some rows ``[b]``, which keep their order."""
+        kept, inverse = self.rows[rows].unique(return_inverse=True)
+        return Prompts([self.singles[n] for n in kept.tolist()], inverse, self.padding)
+
+    def portions(self, lengths: Tensor, *, at_once: int) -> list[Tensor]:
+        """All rows in portions ``[b]`` int64 of about ``at_once`` tokens, a row being the least.
+
+        Rows of one prompt stay together where they fit into a portion, and are neighbours else.
+
+        Args:
+            lengths: ``[B]`` int64, tokens that follow the prompt in every row.
+            at_once: tokens of prompts and rows together.
+        """
+        groups: list[list[int]] = [[] for _ in self.singles]
+        for row, prompt in enumerate(self.rows.tolist()):
+            groups[prompt].append(row)
+        sizes, portions, left = lengths.tolist(), [], 0
+        for single, group in zip(self.singles, groups, strict=True):
+            own = single["input_ids"].shape[1]
+            whole = own + sum(sizes[row] for row in group)
+            fresh = whole > left
+            for row in group:
+                if fresh or sizes[row] > left:
+                    portions.append([])
+                    left = at_once - own
+                elif row == group[0]:
+                    left -= own
+                fresh = False
+                portions[-1].append(row)
+                left -= sizes[row]
+        return [torch.tensor(rows, device=self.rows.device) for rows in portions]
 
 
 class PromptReader:
@@ -71,11 +113,10 @@ class PromptReader:
         arrays = {name: obs[name].cpu().numpy() for name in NAMES if name in obs}
         rows, firsts, keys = unique_prompts(arrays)
         parts = [self._prompt(arrays, first, key) for first, key in zip(firsts, keys, strict=True)]
-        device = obs["chat"].device
-        inputs = collate(parts, padding=int(self.processor.tokenizer.pad_token_id))
         return Prompts(
-            inputs={name: value.to(device) for name, value in inputs.items()},
-            rows=torch.tensor(rows, device=device),
+            parts,
+            rows=torch.tensor(rows, device=obs["chat"].device),
+            padding=int(self.processor.tokenizer.pad_token_id),
         )
 
     def __deepcopy__(self, memo: dict[int, Any]) -> PromptReader:

@@ -68,17 +68,20 @@ def test_scores_that_would_overflow_stay_finite():
 
 
 @windows
+@pytest.mark.parametrize(
+    "prompts", [ROWS, torch.tensor([0, 0, 1, 1, 2, 2]), torch.tensor([2, 0, 1, 0, 1, 2])]
+)
 @torch.no_grad()
-def test_token_by_token_gives_what_the_whole_answer_gives(window):
+def test_token_by_token_gives_what_the_whole_answer_gives(window, prompts):
     lengths = torch.full_like(ANSWERS, 6)
     q, k, v = drawn(lengths)
     keep = {}
-    layout = Packing(LAST, ROWS, lengths, keep=keep)
+    layout = Packing(LAST, prompts, lengths, keep=keep)
     whole = layout.attend(0, q, k, v, scale=SCALE, window=window)[0]
-    decoding = Decoding(keep, LAST, ROWS, room=6)
-    rows = torch.arange(len(ROWS))
+    decoding = Decoding(keep, LAST, prompts, room=6, step=2)
+    rows = torch.arange(len(prompts))
     for place in range(6):
-        if place in (2, 4):  # some answers are finished, and with them a prompt
+        if place in (2, 5):  # some answers are finished, and with them a prompt
             left = torch.tensor([0, 2, 3, 5]) if place == 2 else torch.tensor([1, 3])
             decoding.select(left)
             rows = rows[left]
@@ -87,6 +90,21 @@ def test_token_by_token_gives_what_the_whole_answer_gives(window):
         found = decoding.attend(0, *token, scale=SCALE, window=window)[:, 0]
         decoding.advance()
         torch.testing.assert_close(found, whole[index], atol=1e-6, rtol=1e-5)
+
+
+@torch.no_grad()
+def test_room_for_answers_is_made_as_they_grow_and_never_more_than_they_may_need():
+    q, k, v = (torch.randn(2, heads, 1, FEATURES) for heads in (HEADS, KEYS, KEYS))
+    prompt = torch.randn(2, KEYS, 3, FEATURES)
+    decoding = Decoding(
+        {0: (prompt, prompt)}, torch.ones(2, 3).bool(), torch.arange(2), room=5, step=2
+    )
+    rooms = []
+    for _ in range(5):
+        decoding.attend(0, q, k, v, scale=SCALE, window=None)
+        decoding.advance()
+        rooms.append(decoding.kept[0][0].shape[2])
+    assert rooms == [2, 2, 4, 4, 5]
 
 
 def test_a_shuffled_minibatch_has_the_scores_and_gradients_of_its_rows_alone():

@@ -20,6 +20,8 @@ from conversations import (
 
 from embodied_rl import checkpoint
 from embodied_rl.policies.vlm import text
+from embodied_rl.policies.vlm.policy import TOKENS_AT_ONCE
+from embodied_rl.policies.vlm.prompts import Prompts
 
 every_kind = pytest.mark.parametrize("kind", KINDS)
 
@@ -299,14 +301,46 @@ def test_padding_of_a_rollout_can_be_scored():
     assert bool(log_probs.isfinite().all()) and not log_probs[6:].any()
 
 
-def test_many_rows_without_gradient_are_scored_in_parts(monkeypatch):
-    policy, obs, replay = make(critic="trunk"), mixed(copies=2), given_answers()
-    whole = scored(policy, obs, replay)
-    monkeypatch.setattr("embodied_rl.policies.vlm.policy.ROWS_AT_ONCE", 4)
-    with torch.no_grad():
-        parts = scored(policy, obs, replay)
-    torch.testing.assert_close(parts.log_probs, whole.log_probs, atol=2e-5, rtol=1e-5)
-    torch.testing.assert_close(parts.values, whole.values, atol=2e-5, rtol=1e-5)
+@pytest.mark.parametrize("at_once", [1, 60])
+@pytest.mark.parametrize("kind", KINDS)
+def test_portions_of_rows_have_the_scores_and_gradients_of_all_at_once(monkeypatch, kind, at_once):
+    policy = make(kind, critic="trunk")
+    obs, replay = mixed(copies=2), given_answers()
+    weight = torch.randn(6, 9, generator=generator())
+
+    def outcome(order):
+        policy.zero_grad()
+        output = scored(policy, rows_of(obs, order), rows_of(replay, order))
+        (weight[order] * (output.log_probs + 0.1 * output.entropy)).sum().backward()
+        return output, {n: p.grad for n, p in policy.named_parameters() if p.grad is not None}
+
+    whole, wanted = outcome(torch.arange(6))
+    monkeypatch.setitem(TOKENS_AT_ONCE, "cpu", at_once)
+    apart = torch.tensor([4, 0, 2, 1, 5, 3])  # no neighbours with one prompt
+    parts, gradients = outcome(apart)
+    for name in ("log_probs", "entropy", "values"):
+        found, expected = getattr(parts, name), getattr(whole, name)[apart]
+        torch.testing.assert_close(found, expected, atol=5e-5, rtol=1e-5)
+    assert gradients.keys() == wanted.keys()
+    for name, gradient in gradients.items():
+        scale = float(wanted[name].abs().max())
+        torch.testing.assert_close(gradient, wanted[name], atol=1e-3 * scale + 1e-7, rtol=1e-3)
+
+
+def test_portions_are_full_and_keep_the_rows_of_a_prompt_together():
+    lengths = torch.tensor([4, 9, 9, 1, 4, 20, 9])
+    single = {"input_ids": torch.zeros((1, 10), dtype=torch.int64)}
+    prompts = Prompts([single] * 3, rows=torch.tensor([0, 1, 1, 0, 0, 2, 1]), padding=0)
+    # prompt 0 has 19 tokens with its answers, prompt 1 has 37 and prompt 2 has 30
+    portions = {
+        n: [rows.tolist() for rows in prompts.portions(lengths, at_once=n)] for n in (1, 30, 80, 86)
+    }
+    assert portions[1] == [[0], [3], [4], [1], [2], [6], [5]]
+    assert portions[30] == [[0, 3, 4], [1, 2], [6], [5]]
+    assert portions[80] == [[0, 3, 4, 1, 2, 6], [5]]
+    assert portions[86] == [[0, 3, 4, 1, 2, 6, 5]]
+    chosen = prompts.select(torch.tensor([5, 3, 0]))
+    assert chosen.rows.tolist() == [1, 0, 0] and len(chosen.singles) == 2
 
 
 def test_what_cannot_be_served_is_refused_in_a_sentence(tmp_path):
