@@ -429,8 +429,8 @@ JUDGE = System(
         Rule(says="without the picture", of="rl:right@blank", report=True),
     ),
     note=" Which reply is right is asked of pairs of colour and shape never seen in training. The "
-    "lift is seen in each of the three seeds and is small: by the last 30 updates only 2 to 10 % of "
-    "the groups hold answers that differ. The loss and the filter have a row of their own.",
+    "lift is seen in each of the three seeds and is small: by the last 30 updates only 2 to 10 % "
+    "of the groups hold answers that differ. The loss and the filter have a row of their own.",
 )
 
 SRPO_LIKE = System(
