@@ -219,6 +219,10 @@ FEW: Stage = ("--imitation.num-steps", "40")
 SHORT: Stage = ("--imitation.num-steps", "20")
 MORE: Stage = ("--imitation.num-steps", "900")
 _SAMPLED = {"sampled": SAMPLED}
+_SAMPLED_TOO = (
+    Variant(name="sft", stages=(SFT,), views=_SAMPLED),
+    Variant(name="rl", stages=(SFT, RL), views={"blank": BLANK, **_SAMPLED}),
+)
 _TURNED = {"turned": {"knobs": {"digits": {"turn": 15}}}}
 _THINK: Stage = (
     "--env.simulator.answer-form",
@@ -330,10 +334,17 @@ RERANK = System(
     "(`test_rank_reward_is_1_exactly_with_positives_on_top`); recall@1 after reinforcement "
     "above that after imitation.",
     metrics=("recall@1", "rrk3"),
-    variants=_BEFORE_AND_AFTER,
+    variants=_SAMPLED_TOO,
     rules=(
         Rule(says="reinforcement - imitation", of="rl:recall@1", minus="sft:recall@1"),
         Rule(says="recall@1 of 3 pages", of="rl:recall@1", report=True),
+        Rule(
+            says="reinforcement - imitation, answers drawn at temperature 1",
+            of="rl:recall@1@sampled",
+            minus="sft:recall@1@sampled",
+            report=True,
+        ),
+        Rule(says="without the picture", of="rl:recall@1@blank", report=True),
     ),
     note=" 3 pages, not 10; imitation in place of a cosine baseline, which would need an embedding "
     "model.",
@@ -347,14 +358,20 @@ TIMEMASTER = System(
     test="Four kinds of signals at least 90 %; the extension pays nothing whenever the answer is "
     "wrong (`test_extension_counts_only_when_right`).",
     metrics=("right", "facts"),
-    variants=(
-        Variant(name="sft", stages=(SFT,)),
-        Variant(name="rl", stages=(SFT, RL), views={"blank": BLANK}),
-    ),
+    variants=_SAMPLED_TOO,
     rules=(
         Rule(says="kind right", of="rl:right", above=0.9),
         Rule(says="reinforcement - imitation", of="rl:right", minus="sft:right", report=True),
+        Rule(
+            says="the same, answers drawn at temperature 1",
+            of="rl:right@sampled",
+            minus="sft:right@sampled",
+            report=True,
+        ),
         Rule(says="periods right", of="rl:facts", report=True),
+        Rule(
+            says="periods, reinforcement - imitation", of="rl:facts", minus="sft:facts", report=True
+        ),
         Rule(says="without the picture", of="rl:right@blank", report=True),
     ),
 )
@@ -408,9 +425,12 @@ JUDGE = System(
     rules=(
         Rule(says="right", of="rl:right", above=0.5),
         Rule(says="reinforcement - imitation", of="rl:right", minus="sft:right"),
+        Rule(says="right after imitation", of="sft:right", report=True),
         Rule(says="without the picture", of="rl:right@blank", report=True),
     ),
-    note=" The loss and the filter have a row of their own.",
+    note=" Which reply is right is asked of pairs of colour and shape never seen in training. The "
+    "lift is seen in each of the three seeds and is small: by the last 30 updates only 2 to 10 % "
+    "of the groups hold answers that differ. The loss and the filter have a row of their own.",
 )
 
 SRPO_LIKE = System(

@@ -136,8 +136,10 @@ def mm_r5() -> TrainConfig:
         knobs={"page_rerank": {"num_pages": 3, "width": 84, "height": 48, "hard_share": 0.0}},
         prompt=11,
         characters=8,
-        imitation_steps=300,
-        updates=40,
+        imitation_steps=400,
+        questions=20000,
+        updates=200,
+        **SLOW,
     )
 
 
@@ -154,8 +156,10 @@ def timemaster() -> TrainConfig:
         answer_form="think",
         prompt=5,
         characters=64,
-        imitation_steps=300,
-        updates=40,
+        imitation_steps=80,
+        questions=20000,
+        updates=60,
+        **SLOW,
     )
 
 
@@ -189,9 +193,12 @@ def r1_reward() -> TrainConfig:
         "vqa/r1_reward",
         "pairwise_judge",
         knobs={"pairwise_judge": {"question": question}},
+        prompt=56,
         characters=2,
-        imitation_steps=300,
-        updates=40,
+        imitation_steps=450,
+        questions=20000,
+        updates=300,
+        **SLOW,
     )
 
 
