@@ -72,16 +72,20 @@ def _recipe(
 
 PROGRAMS = 128
 """Answers per update that are programs to be run: eight to each of 16 questions."""
+FEW: dict[str, Any] = {"group_size": 8, "learning_rate": 3e-4, "questions": 64}
+"""So few programs to imitate teach how one is written, not how to read a picture."""
 
 
-def _of_programs(config: TrainConfig, *, updates: int = 20) -> TrainConfig:
+def _of_programs(config: TrainConfig) -> TrainConfig:
     """For tasks that have no brief prompt, whose answers are programs."""
     simulator = config.env.simulator.replace(prompt="full")
+    assert config.imitation is not None
     return replace(
         config,
-        env=replace(config.env, simulator=simulator, num_envs=PROGRAMS, group_size=8),
+        env=replace(config.env, simulator=simulator, num_envs=PROGRAMS),
         policy=config.policy.replace(alphabet=string.printable[:95] + "\n"),
-        total_env_steps=updates * PROGRAMS,
+        imitation=replace(config.imitation, batch_size=32),
+        total_env_steps=config.total_env_steps // ROWS * PROGRAMS,
     )
 
 
@@ -102,14 +106,15 @@ def jigsaw_r1() -> TrainConfig:
 
 
 def cad_rl() -> TrainConfig:
-    """System 22, CAD-RL: the CadQuery program of a drawn solid, paid by the solid it builds."""
+    """System 22, CAD-RL: the CadQuery program of a drawn tube, paid by the solid it builds."""
     config = _recipe(
         "vqa/cad_rl",
         "cad_code",
         knobs={"cad_code": {"kinds": ["tube"], "size": 56}},
         characters=96,
-        imitation_steps=100,
-        updates=40,
+        imitation_steps=120,
+        updates=12,
+        **FEW,
     )
     return _of_programs(config)
 
@@ -174,8 +179,9 @@ def msrl() -> TrainConfig:
         "chart_to_code",
         knobs={"chart_to_code": chart},
         characters=200,
-        imitation_steps=300,
-        updates=40,
+        imitation_steps=200,
+        updates=12,
+        **FEW,
     )
     return _of_programs(config)
 

@@ -13,7 +13,6 @@ triangles, in the unit of the program.
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -28,11 +27,13 @@ from embodied_rl.rewards.remember import Remembered, programs
 from embodied_rl.types import Question
 
 Array = npt.NDArray[np.float64]
-Interval = tuple[float, float]
+Integers = npt.NDArray[np.int64]
 COLUMNS = 64
 OFFSETS = (0.5 + 0.0137, 0.5 - 0.0271)
 """Of a line in its cell: uneven, or it would run through the edges of solids of round sizes."""
 MAX_TRIANGLES = 20_000
+CELLS = 1 << 18
+"""Pairs of a triangle and a line near it that are tried at a time."""
 LIMITS = Limits(wall_s=120.0, cpu_s=20, memory_bytes=4 << 30, output_bytes=8 << 20)
 
 WRITE_MESH = f"""
@@ -176,61 +177,59 @@ def solid_iou(a: Mesh, b: Mesh) -> float:
     size = np.maximum(a.corners.max((0, 1)), b.corners.max((0, 1)))[:2] - low
     steps = np.arange(COLUMNS)[:, None] + np.array(OFFSETS)
     xs, ys = (low + steps * size / COLUMNS).T
-    in_a, in_b = (_heights(mesh, xs, ys) for mesh in (a, b))
-    both = sum(_length(_shared(p, q)) for p, q in zip(in_a, in_b, strict=True))
-    either = sum(map(_length, in_a)) + sum(map(_length, in_b)) - both
-    return both / either if either > 0 else 0.0
+    found = [_crossings(mesh, xs, ys) for mesh in (a, b)]
+    lines, heights = (np.concatenate([one[k] for one in found]) for k in (0, 1))
+    zeros = [np.zeros(len(one[0]), np.int64) for one in found]
+    signs = np.stack(
+        [np.concatenate([found[0][2], zeros[1]]), np.concatenate([zeros[0], found[1][2]])]
+    )
+    order = np.lexsort((heights, lines))
+    lines, heights, signs = lines[order], heights[order], signs[:, order]
+    # Every line ends with winding number 0, so that sums over all lines are those of each.
+    inside = signs.cumsum(1)[:, :-1] != 0
+    lengths = np.diff(heights) * (np.diff(lines) == 0)
+    either = float(lengths[inside.any(0)].sum())
+    return float(lengths[inside.all(0)].sum()) / either if either > 0 else 0.0
 
 
-def _heights(mesh: Mesh, xs: Array, ys: Array) -> list[list[Interval]]:
-    """Where each vertical line is inside, ``[X * Y]`` lists of disjoint intervals in order."""
-    crossings: list[list[tuple[float, int]]] = [[] for _ in range(len(xs) * len(ys))]
-    for corners in mesh.corners:
-        columns, heights, sign = _hits(corners, xs, ys)
-        for column, height in zip(columns, heights, strict=True):
-            crossings[column].append((height, sign))
-    return [_intervals(sorted(column)) for column in crossings]
+def _crossings(mesh: Mesh, xs: Array, ys: Array) -> tuple[Integers, Array, Integers]:
+    """Where vertical lines enter (+1) and leave (-1): line, height and sign, ``[H]`` each.
+
+    A line that does not leave as often as it enters, which no closed surface has, counts nothing.
+    """
+    corners = mesh.corners
+    low, high = corners[..., :2].min(1), corners[..., :2].max(1)
+    first = np.stack([np.searchsorted(xs, low[:, 0]), np.searchsorted(ys, low[:, 1])], 1)
+    last = np.stack([np.searchsorted(xs, high[:, 0]), np.searchsorted(ys, high[:, 1])], 1)
+    sides = last - first
+    area = _cross(corners[:, 1, :2] - corners[:, 0, :2], corners[:, 2, :2] - corners[:, 0, :2])
+    counts = sides.prod(1) * (area != 0)
+    parts = []
+    for rows in _chunks(counts):
+        of = np.repeat(rows, counts[rows])
+        within = np.arange(len(of)) - np.repeat(counts[rows].cumsum() - counts[rows], counts[rows])
+        i, j = first[of, 0] + within // sides[of, 1], first[of, 1] + within % sides[of, 1]
+        points = np.stack([xs[i], ys[j]], 1)
+        a, b, c = np.moveaxis(corners[of], 1, 0)
+        # Barycentric coordinates: shares of the three corners, all positive inside.
+        shares = [_cross(q[:, :2] - p[:, :2], points - p[:, :2]) for p, q in ((b, c), (c, a))]
+        shares = np.stack(shares, 1) / area[of, None]
+        shares = np.concatenate([shares, 1 - shares.sum(1, keepdims=True)], 1)
+        hit = (shares > 0).all(1)
+        heights = (shares * np.stack([a[:, 2], b[:, 2], c[:, 2]], 1)).sum(1)
+        signs = np.where(area[of] > 0, -1, 1)
+        parts.append(((i * len(ys) + j)[hit], heights[hit], signs[hit]))
+    lines, heights, signs = (np.concatenate([part[k] for part in parts]) for k in range(3))
+    balance = np.bincount(lines, signs, len(xs) * len(ys))
+    closed = balance[lines] == 0
+    return lines[closed], heights[closed], signs[closed]
 
 
-def _hits(corners: Array, xs: Array, ys: Array) -> tuple[list[int], list[float], int]:
-    """Lines through a triangle, the heights there, and +1 where going up means going in."""
-    low, high = corners.min(0), corners.max(0)
-    i = slice(*np.searchsorted(xs, (low[0], high[0])))
-    j = slice(*np.searchsorted(ys, (low[1], high[1])))
-    a, b, c = corners[:, :2]
-    area = _cross(b - a, c - a)
-    if area == 0 or i.start == i.stop or j.start == j.stop:
-        return [], [], 0
-    points = np.stack(np.meshgrid(xs[i], ys[j], indexing="ij"), axis=-1)
-    # Barycentric coordinates: shares of the three corners, all positive inside.
-    shares = np.stack([_cross(c - b, points - b), _cross(a - c, points - c)], axis=-1) / area
-    shares = np.concatenate([shares, 1 - shares.sum(-1, keepdims=True)], axis=-1)
-    inside = (shares > 0).all(-1)
-    rows, columns = np.nonzero(inside)
-    numbers = (rows + i.start) * len(ys) + columns + j.start
-    return numbers.tolist(), (shares[inside] @ corners[:, 2]).tolist(), -1 if area > 0 else 1
+def _chunks(counts: Integers) -> list[Integers]:
+    """Triangles in order, so that their ``counts`` of lines to try fit into memory."""
+    bounds = counts.cumsum() // CELLS
+    return np.split(np.arange(len(counts)), np.flatnonzero(np.diff(bounds)) + 1)
 
 
 def _cross(u: Array, v: Array) -> Array:
     return u[..., 0] * v[..., 1] - u[..., 1] * v[..., 0]
-
-
-def _intervals(crossings: Sequence[tuple[float, int]]) -> list[Interval]:
-    """Heights with a winding number other than 0."""
-    found, winding, start = [], 0, 0.0
-    for height, sign in crossings:
-        if winding == 0:
-            start = height
-        winding += sign
-        if winding == 0:
-            found.append((start, height))
-    return found
-
-
-def _shared(a: Sequence[Interval], b: Sequence[Interval]) -> list[Interval]:
-    pairs = ((max(p[0], q[0]), min(p[1], q[1])) for p, q in itertools.product(a, b))
-    return [pair for pair in pairs if pair[0] < pair[1]]
-
-
-def _length(intervals: Sequence[Interval]) -> float:
-    return sum(high - low for low, high in intervals)

@@ -294,6 +294,15 @@ def test_iou_of_worked_solids() -> None:
     assert solid_iou(overlapping, cube) == pytest.approx(1.0)
     inside_out = Mesh(cube.corners[:, ::-1])
     assert solid_iou(inside_out, cube) == pytest.approx(1.0)
+    floor = Mesh(cube.corners[(cube.corners[..., 2] == 0).all(1)])
+    assert len(floor.corners) == 2 and solid_iou(floor, cube) == solid_iou(floor, floor) == 0.0
+
+
+def test_iou_does_not_depend_on_how_triangles_are_divided(monkeypatch: pytest.MonkeyPatch) -> None:
+    a = Mesh(tube(5, 3, 4).corners @ rotation(np.random.default_rng(3)))
+    whole = solid_iou(a, tube(5, 2, 4))
+    monkeypatch.setattr(solid, "CELLS", 500)
+    assert solid_iou(a, tube(5, 2, 4)) == whole and 0.1 < whole < 0.9
 
 
 def test_shares_of_a_solid(monkeypatch: pytest.MonkeyPatch) -> None:
