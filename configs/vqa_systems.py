@@ -272,8 +272,8 @@ def star_r1() -> TrainConfig:
         imitation_steps=260,
         questions=20000,
         reward=FORM,
-        updates=150,
-        group_size=8,
+        updates=200,
+        **SLOW,
     )
 
 
