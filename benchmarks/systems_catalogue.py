@@ -287,6 +287,8 @@ JIGSAW = System(
         Rule(says="pair reinforcement - imitation", of="rl pair:right", minus="sft pair:right"),
         Rule(says="pair 3x3", of="rl pair:right@3x3", above=0.125),
     ),
+    note="Where right answers are to be had without end, imitation carried on gets further than "
+    "reinforcement from the share in place.",
 )
 
 
@@ -321,8 +323,8 @@ CLS = System(
             report=True,
         ),
     ),
-    note="Digits are printed, not scanned. With thoughts (41 tokens) the answers stay near chance "
-    "after as many steps, so the comparison is of what is learned in equal steps.",
+    note="Digits are printed, not scanned. Imitation alone had 900 steps, the others 300: after "
+    "either the 160 pictures of training are nearly all answered, which leaves little to reinforce.",
 )
 
 RERANK = System(
@@ -547,7 +549,8 @@ AFFORDANCE = System(
         Rule(says="seen tools", of="rl:right@seen", report=True),
         Rule(says="imitation of 400 steps alone", of="longer:right", report=True),
     ),
-    note=" Without the closed loop with a grasp.",
+    note="Without the closed loop with a grasp. Seeds 4 to 6 gave .862 [.700, .967] for unseen "
+    "tools, which touches the bound: seeds 7 to 9 were run for that, and with them imitation alone.",
 )
 
 MIXED = System(
