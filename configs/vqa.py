@@ -55,7 +55,7 @@ def shapes_grpo() -> TrainConfig:
 
 
 def small_vlm_grpo() -> TrainConfig:
-    """A real small model: 480 reference answers, then eight answers to each of 16 questions."""
+    """A real small model: 320 reference answers, then eight answers to each of 16 questions."""
     base = shapes_sft()
     return replace(
         base,
@@ -73,10 +73,10 @@ def small_vlm_grpo() -> TrainConfig:
             "algorithms", "grpo", learning_rate=5e-4, num_epochs=1, num_minibatches=1
         ),
         imitation=ImitationConfig(
-            episodes_per_task=480, num_steps=30, batch_size=16, learning_rate=1e-3
+            episodes_per_task=320, num_steps=20, batch_size=16, learning_rate=1e-3
         ),
         evaluation=replace(base.evaluation, modes=("greedy",)),
-        total_env_steps=32 * 128,
+        total_env_steps=50 * 128,
     )
 
 
