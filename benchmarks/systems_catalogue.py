@@ -349,7 +349,7 @@ RERANK = System(
         Rule(says="without the picture", of="rl:recall@1@blank", report=True),
     ),
     note=" 3 pages, not 10; imitation in place of a cosine baseline, which would need an embedding "
-    "model.",
+    "model. Not measured with these settings, which are a first guess.",
 )
 
 TIMEMASTER = System(
@@ -376,7 +376,10 @@ TIMEMASTER = System(
         ),
         Rule(says="without the picture", of="rl:right@blank", report=True),
     ),
+    note=" 80 steps of imitation and 60 updates; the reward still rises at the end. Imitation "
+    "alone reaches 0.97 of the train questions of seed 10 in 120 steps, at less cost.",
 )
+
 
 CAD = System(
     number=22,
