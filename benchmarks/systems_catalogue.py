@@ -430,7 +430,7 @@ JUDGE = System(
     rules=(
         Rule(says="right", of="rl:right", above=0.5),
         Rule(says="reinforcement - imitation", of="rl:right", minus="sft:right"),
-        Rule(says="right after imitation", of="sft:right", report=True),
+        Rule(says="right after imitation", of="sft:right", above=0.5),
         Rule(says="without the picture", of="rl:right@blank", report=True),
     ),
     note=" Which reply is right is asked of pairs of colour and shape never seen in training. The "
