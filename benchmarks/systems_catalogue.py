@@ -393,7 +393,10 @@ CAD = System(
         Rule(says="runs", of="rl:runs", above=0.95),
         Rule(says="reinforcement - imitation", of="rl:solid", minus="sft:solid", above=0.1),
     ),
-    note=" Tubes alone. Needs the extra `cad`. The loss has a row of its own.",
+    note=" Tubes alone, 64 of them to imitate. Needs the extra `cad`. The loss has a row of its "
+    "own. Seed 10: after imitation all programs run and solids match by .81; nine to nineteen "
+    "updates at rates of 5e-5 to 3e-4 left the reward of sampled programs at .4 to .5; a hundred "
+    "are untried.",
 )
 
 _SEEN_CHART: Stage = ("--env.simulator.reward", "chart_visual")
@@ -416,7 +419,8 @@ MSRL = System(
         Rule(says="runs", of="two stages:runs", above=0.95),
         Rule(says="text", of="two stages:chart", above=0.8),
     ),
-    note=" Bars alone, two of them; the program is the short one of the task.",
+    note=" Bars alone, two of them; the program is the short one of the task. Its settings are a "
+    "first guess.",
 )
 
 JUDGE = System(

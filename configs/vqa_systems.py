@@ -72,7 +72,7 @@ def _recipe(
 
 PROGRAMS = 128
 """Answers per update that are programs to be run: eight to each of 16 questions."""
-FEW: dict[str, Any] = {"group_size": 8, "learning_rate": 3e-4, "questions": 64}
+FEW: dict[str, Any] = {"group_size": 8, "learning_rate": 1e-4, "questions": 64}
 """So few programs to imitate teach how one is written, not how to read a picture."""
 
 
@@ -113,7 +113,7 @@ def cad_rl() -> TrainConfig:
         knobs={"cad_code": {"kinds": ["tube"], "size": 56}},
         characters=96,
         imitation_steps=120,
-        updates=12,
+        updates=100,
         **FEW,
     )
     return _of_programs(config)
@@ -180,7 +180,7 @@ def msrl() -> TrainConfig:
         knobs={"chart_to_code": chart},
         characters=200,
         imitation_steps=200,
-        updates=12,
+        updates=50,
         **FEW,
     )
     return _of_programs(config)
