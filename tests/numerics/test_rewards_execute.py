@@ -561,7 +561,17 @@ def test_neither_a_program_nor_its_inputs_enter_the_warm_process(warm_pid: int) 
     code = f"print({(mark + told)!r}); import time; time.sleep(0.2)"
     assert run_code(code, inputs={"x": code.encode()}, library=LIBRARY, limits=PATIENT).ok
     assert (mark + told).encode() not in memory_of(warm_pid)
-    assert (mark + told).encode() in memory_of(os.getpid())
+    with subprocess.Popen(  # one that knows it is found out
+        [sys.executable, "-c", f"kept = {mark!r} + input(); print(flush=True); input()"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    ) as knows:
+        assert knows.stdin and knows.stdout
+        knows.stdin.write(told.encode() + b"\n")
+        knows.stdin.flush()
+        knows.stdout.readline()
+        assert (mark + told).encode() in memory_of(knows.pid)
+        knows.kill()
 
 
 def memory_of(pid: int) -> bytes:
