@@ -262,7 +262,7 @@ lies outside its interval on the right side; *fail*: one lies on the wrong side;
 interval holds its bound. Figures of such policies say whether a mechanism does what it should, not
 how well it does in large models. Tests named here are in `tests/numerics` and `tests/conformance`.
 
-| no. | system | components | command | honest test and figures | verdict | s |
+| no. | system | components | command | honest test and figures | verdict | CPU s |
 |---|---|---|---|---|---|---|
 """
 
@@ -273,7 +273,7 @@ def row(system: System, records: Sequence[Mapping[str, Any]]) -> str:
     figures = Figures(system, mine)
     judged = [judge(rule, figures) for rule in system.rules]
     seeds = sorted({r["seed"] for r in mine if r["seed"] < FIRST_TUNING_SEED})
-    seconds = sum(r["wall_s"] for r in mine if r["seed"] < FIRST_TUNING_SEED)
+    seconds = sum(r["cpu_s"] for r in mine if r["seed"] < FIRST_TUNING_SEED)
     verdict = verdict_of([one for one, _ in judged]) if system.rules else "not run"
     measured = "; ".join(words for _, words in judged) + "." if mine else ""
     given = " ".join(map(str, seeds or (0, 1, 2)))
