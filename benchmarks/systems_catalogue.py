@@ -349,7 +349,7 @@ RERANK = System(
         Rule(says="without the picture", of="rl:recall@1@blank", report=True),
     ),
     note=" 3 pages, not 10; imitation in place of a cosine baseline, which would need an embedding "
-    "model. The settings are a first guess; answers get shorter by reinforcement, since pages after "
+    "model. The settings are a first guess; answers got shorter by reinforcement: pages after "
     "those asked for earn nothing.",
 )
 
