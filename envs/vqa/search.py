@@ -8,7 +8,9 @@ whatever it sees. The tool is written as
     <tool_call>{"bbox": [x1, y1, x2, y2]}</tool_call>
 
 in pixels of the canvas and returns that part of it at V x V pixels, so that a box of V pixels comes
-back as it is. A call that cannot be read, or a box outside, is answered with what to do.
+back as it is. The form that chat models are trained to write is understood too:
+``{"name": "zoom", "arguments": {"bbox": [...]}}``, also with Qwen's ``image_zoom_in_tool`` and
+``bbox_2d``. A call that cannot be read, or a box outside, is answered with what to do.
 
 Held out: places; a held-out question asks about a plate where no train question's stands.
 """
@@ -46,6 +48,8 @@ DIGITS = tuple("0123456789")
 STEP = 8
 """Plates stand on multiples of this, so that a digit lies between the pixels that are shown."""
 OPENING, CLOSING = "<tool_call>", "</tool_call>"
+TOOLS = {"zoom": "bbox", "image_zoom_in_tool": "bbox_2d"}
+"""Names under which the tool may be called, and that of their argument."""
 # Rows of 5 pixels, the left one the highest bit
 GLYPHS = {
     "0": (14, 17, 19, 21, 25, 17, 14),
@@ -208,11 +212,23 @@ def read_call(text: str, size: int) -> tuple[int, int, int, int] | None:
         found: Any = json.loads(body)
     except (ValueError, RecursionError):
         return None
-    box = found.get("bbox") if isinstance(found, dict) and set(found) == {"bbox"} else None
+    box = _box_of(found)
     if not isinstance(box, list) or len(box) != 4 or any(type(side) is not int for side in box):
         return None
     x1, y1, x2, y2 = box
     return (x1, y1, x2, y2) if 0 <= x1 < x2 <= size and 0 <= y1 < y2 <= size else None
+
+
+def _box_of(found: Any) -> Any:
+    """What the value of a call holds in the place of its box; None where there is no such place."""
+    if not isinstance(found, dict):
+        return None
+    if set(found) == {"bbox"}:
+        return found["bbox"]
+    name, arguments = found.get("name"), found.get("arguments")
+    if not isinstance(name, str) or name not in TOOLS or not isinstance(arguments, dict):
+        return None
+    return arguments.get(TOOLS[name])
 
 
 def next_text(question: Question, pictures: Sequence[Image]) -> str:

@@ -141,6 +141,11 @@ def test_the_last_turn_is_the_answer_whatever_it_is() -> None:
         '<tool_call>{"bbox": [0, 0, 32, 32], "x": 1}</tool_call>',
         "<tool_call>" + "[" * 90,
         search.call((0, 0, 9, 9)) * 2,
+        '<tool_call>{"name": "zoom", "arguments": {}}</tool_call>',
+        '<tool_call>{"name": "zoom", "arguments": {"bbox_2d": [0, 0, 32, 32]}}</tool_call>',
+        '<tool_call>{"name": "rotate", "arguments": {"bbox": [0, 0, 32, 32]}}</tool_call>',
+        '<tool_call>{"name": ["zoom"], "arguments": {"bbox": [0, 0, 32, 32]}}</tool_call>',
+        '<tool_call>{"name": "zoom", "arguments": [0, 0, 32, 32]}</tool_call>',
         '<tool_call>\x01\x02"\\</tool_call>',
     ],
 )
@@ -152,6 +157,22 @@ def test_a_call_that_cannot_be_shown_is_answered_with_the_way_to_do_it(text: str
     assert chat(obs)[1]["content"][0]["text"] == text
     told = chat(obs)[2]["content"][-1]["text"]
     assert search.read_call(told, 256) == (0, 0, 32, 32) and len(pictures(obs, 0)) == 1
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        '{"bbox": [0, 0, 64, 32]}',
+        '{"name": "zoom", "arguments": {"bbox": [0, 0, 64, 32]}}',
+        '{"name": "image_zoom_in_tool", "arguments": {"bbox_2d": [0, 0, 64, 32], "label": "a"}}',
+    ],
+)
+def test_a_call_may_have_the_form_that_chat_models_write(body: str) -> None:
+    env = build(num_envs=1, answer_bytes=160)
+    env.reset()
+    obs, *_ = say(env, f"<think>closer</think>\n<tool_call>\n{body}\n</tool_call>")
+    canvas = env.simulator.questions[0].data["frames"][0]
+    assert np.array_equal(pictures(obs, 0)[1], canvas[0:32, 0:64:2])
 
 
 def test_any_text_of_full_length_fits_into_the_chat() -> None:
@@ -182,10 +203,11 @@ def test_a_call_costs_what_the_task_says_and_answers_earn_their_reward_once() ->
 def test_rewards_see_what_was_written_before_the_answer() -> None:
     env = build(num_envs=3, reward="gated_tool_use")
     env.reset()
-    turn = '<think>closer</think><tool_call>{"name": "zoom", "arguments": {}}</tool_call>'
+    call = '{"name": "zoom", "arguments": {"bbox": [0, 0, 32, 32]}}'
+    turn = f"<think>closer</think><tool_call>{call}</tool_call>"
     right = [f"<think>seen</think><answer>{q.answer}</answer>" for q in env.simulator.questions]
-    _, _, terminated, _, _ = say(env, turn, right[1], turn)
-    assert terminated.tolist() == [False, True, False]
+    obs, _, terminated, _, _ = say(env, turn, right[1], turn)
+    assert terminated.tolist() == [False, True, False] and len(pictures(obs, 0)) == 2
     _, rewards, terminated, _, _ = say(env, right[0], "", "no form")
     assert rewards[[0, 2]].tolist() == pytest.approx([1.5, -0.05]) and bool(terminated[0])
 
