@@ -9,6 +9,7 @@ manifest, which no setting was chosen on.
 
 from __future__ import annotations
 
+import itertools
 import json
 import subprocess
 import sys
@@ -19,6 +20,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from benchmarks.systems import interval
+from embodied_rl.configs.mixed import parts
 from embodied_rl.evaluate import make_manifest
 from embodied_rl.metrics import append_jsonl, read_jsonl
 from embodied_rl.statistics import bootstrap_interval, wilson_interval
@@ -72,6 +77,11 @@ HELD_OUT = range(40, 50)
 """Initial states of every LIBERO task that its recipes do not train on."""
 SAMPLERS = ("uniform", "vade_thompson", "vas_mixed")
 
+GREY = json.dumps({"parts": parts(split="heldout", pictures="blank")})
+"""Options of the mixture with grey pictures, in the JSON that YAML holds."""
+EPISODE_BY_EPISODE = ("libero", "mixed")
+"""Groups whose records keep every single success."""
+
 CASES: tuple[Case, ...] = (
     *(Case("main", f"metaworld/{t}_flow_sde", demonstrations(n)) for t, n in MAIN),
     *(Case("noise", f"metaworld/{t}_flow_noise", demonstrations(n)) for t, n in MAIN[:2]),
@@ -106,8 +116,10 @@ CASES: tuple[Case, ...] = (
         "vqa",
         "vqa/shapes_grpo",
         ("--evaluation.episodes", "1000"),
+        seeds=(3, 4, 5),
         controls=("{pictures: blank}", "{pictures: swapped}"),
     ),
+    Case("mixed", "mixed/shapes_and_reach", controls=(GREY,)),
     *(Case("gaussian", f"metaworld/{t}_ppo", demonstrations(n)) for t, n in MAIN[:2]),
 )
 
@@ -135,7 +147,7 @@ def run(case: Case, seed: int) -> None:
             "total_seconds": time.perf_counter() - started,
             **training_figures(metrics),
             "evaluations": [
-                {k: v for k, v in r.items() if k != "successes" or case.group == "libero"}
+                {k: v for k, v in r.items() if k != "successes" or case.group in EPISODE_BY_EPISODE}
                 for r in (
                     *read_jsonl(folder / "evaluations.jsonl"),
                     *(controlled(folder, options) for options in case.controls),
@@ -282,6 +294,47 @@ def control_table(group: str) -> str:
     return "\n".join(lines)
 
 
+def paired_table(group: str) -> str:
+    """Markdown: success of each task before and after RL, and the difference in equal episodes."""
+    lines = [
+        "| task | mode | SFT -> RL in % by seed | mean difference | grey pictures |",
+        "|---|---|---|---|---|",
+    ]
+    for runs in by_command(group).values():
+        tasks = list(runs[0]["evaluations"][0]["per_task"])
+        for task, mode in itertools.product(tasks, ("sampled", "greedy")):
+            before, after = (successes(runs, label, mode, task) for label in ("sft", "rl"))
+            seeds = zip(before.mean(1), after.mean(1), strict=True)
+            mean, low, high = (100 * value for value in interval(after - before))
+            grey = [
+                f"{100 * e['success_rate']:.0f}"
+                for e in of_task(runs, task)
+                if (e["label"], e["mode"]) == (GREY, mode)
+            ]
+            cells = [
+                task,
+                mode,
+                ", ".join(f"{100 * first:.0f} -> {100 * last:.0f}" for first, last in seeds),
+                f"**{mean:+.0f}** [{low:+.0f}, {high:+.0f}]",
+                ", ".join(grey),
+            ]
+            lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def successes(
+    runs: Sequence[dict[str, Any]], label: str, mode: str, task: str
+) -> np.ndarray[Any, np.dtype[np.float64]]:
+    """``[S, E]`` whether the episodes of ``task`` ended well; tasks take turns in a manifest."""
+    rows = []
+    for evaluation in (e for r in runs for e in r["evaluations"]):
+        if (evaluation["label"], evaluation["mode"]) == (label, mode):
+            tasks = list(evaluation["per_task"])
+            flags = evaluation["successes"][tasks.index(task) :: len(tasks)]
+            rows.append([float(flag) for flag in flags])
+    return np.array(rows)
+
+
 def on_states(runs: Sequence[dict[str, Any]], label: str, task: str | None, states: range) -> str:
     """Greedy success over the episodes of ``task`` (None: all) that start from ``states``."""
     wins = count = 0
@@ -335,6 +388,8 @@ def main(arguments: list[str]) -> None:
         print(f"\n## {group}\n\n{table(group)}")
         if group == "vqa":
             print(f"\n{control_table(group)}")
+        if group == "mixed":
+            print(f"\n{paired_table(group)}")
         if group == "libero":
             print(f"\n{libero_table(group)}")
         if group == "mt10":

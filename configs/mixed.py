@@ -17,8 +17,8 @@ from embodied_rl.flow import FlowConfig
 SHAPES = {"kinds": ["colour"], "size": 32, "grid": 2, "num_objects": 2, "max_count": 2}
 
 
-def parts(*, split: str) -> dict[str, dict[str, Any]]:
-    """Options of the two environments, with questions of ``split``."""
+def parts(*, split: str, pictures: str = "shown") -> dict[str, dict[str, Any]]:
+    """Options of the two environments; ``pictures="blank"`` is a control."""
     return {
         "reach": {"max_episode_steps": 9},
         "vqa": {
@@ -26,6 +26,7 @@ def parts(*, split: str) -> dict[str, dict[str, Any]]:
             "knobs": {"shapes_vqa": SHAPES},
             "split": split,
             "answer_bytes": 8,
+            "pictures": pictures,
         },
     }
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from embodied_rl.policies import make_policy
-from embodied_rl.policies.vision import BFloat16, channels_last, image_trunk
+from embodied_rl.policies.vision import BFloat16, PatchTokens, channels_last, image_trunk
 from embodied_rl.types import PolicySpec
 
 SPEC = PolicySpec(obs_shapes={"image": (4, 44, 44)}, obs_dtypes={"image": "uint8"}, num_actions=3)
@@ -22,6 +22,13 @@ def test_memory_layout_changes_no_feature(kind) -> None:
     moved = channels_last(image)
     assert torch.equal(moved, image) and moved.stride() != image.stride()
     assert torch.allclose(trunk(moved), trunk(image), atol=1e-5)
+
+
+@pytest.mark.parametrize("size", [32, 84])
+def test_untrained_tokens_differ_between_pictures_about_as_much_as_they_are_large(size) -> None:
+    torch.manual_seed(0)
+    tokens = PatchTokens(4, dim=64)(pixels(32)[:, :, :1, :1].expand(-1, -1, size, size))
+    assert float((tokens.std(0).square().mean() / tokens.square().mean()).sqrt().detach()) > 0.5
 
 
 @pytest.mark.parametrize("kind", ["nature", "small"])
