@@ -261,6 +261,9 @@ def _save_whole(model: Any, processor: Any, folder: Path) -> None:
     """The model with its processor, without weights."""
     config = copy.deepcopy(model.config)
     config.architectures = [type(model).__name__]
+    if config.model_type == "qwen3_vl":
+        # transformers does so whatever a configuration says, vLLM only where it says so
+        config.text_config.rope_parameters["mrope_interleaved"] = True
     config.save_pretrained(folder)
     save_processor(processor, folder)
 

@@ -40,9 +40,8 @@ def off_by(output):
     return float(difference[output.unit_mask].max())
 
 
-# gemma3: vLLM looks for words that the tokenizer of the tiny model does not have; qwen3_vl: see
-# docs/vlm.md
-@pytest.mark.parametrize("kind", ["qwen2_5_vl", "smolvlm", "internvl"])
+# gemma3: vLLM looks for words that the tokenizer of the tiny model does not have
+@pytest.mark.parametrize("kind", ["qwen2_5_vl", "qwen3_vl", "smolvlm", "internvl", "llava"])
 def test_answers_follow_the_weights_and_are_those_of_transformers(kind):
     policy, obs = served(kind), mixed(copies=2)
     state, threads = torch.random.get_rng_state(), torch.get_num_threads()
