@@ -5,13 +5,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from conversations import disturb, generator, make, mixed
+from conversations import KINDS, disturb, generator, make, mixed
 
 pytest.importorskip("vllm", reason="vLLM is not installed; make vllm runs these tests")
 
 from embodied_rl import checkpoint, cli
 from embodied_rl.metrics import read_jsonl
-from embodied_rl.policies.vlm import text
+from embodied_rl.policies.vlm import presets, text
 from embodied_rl.policies.vlm.backends import Generation
 
 VLLM = Generation(backend="vllm", parity_tolerance=1e-4, context=512)
@@ -40,9 +40,19 @@ def off_by(output):
     return float(difference[output.unit_mask].max())
 
 
-# gemma3: vLLM looks for words that the tokenizer of the tiny model does not have; qwen3_vl: see
-# docs/vlm.md
-@pytest.mark.parametrize("kind", ["qwen2_5_vl", "smolvlm", "internvl"])
+def with_text(monkeypatch, kind, **options):
+    """The name of a model of one type with another text part."""
+    original = presets.PRESETS[kind]
+
+    def preset():
+        own, processor = original()
+        return {**own, "model_type": kind, "text_config": options}, processor
+
+    monkeypatch.setitem(presets.PRESETS, "other", preset)
+    return "other"
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_answers_follow_the_weights_and_are_those_of_transformers(kind):
     policy, obs = served(kind), mixed(copies=2)
     state, threads = torch.random.get_rng_state(), torch.get_num_threads()
@@ -56,9 +66,28 @@ def test_answers_follow_the_weights_and_are_those_of_transformers(kind):
         disturb(policy)
         after = greedy(policy, obs)
         assert after == greedy(policy, obs, alone=True)
-        assert all(a != b for a, b in zip(before, after, strict=True))
+        assert before != after
         assert off_by(policy.sample(obs, generator=generator())) < 2e-5
         before = after
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        ("internvl", {"model_type": "qwen3", "head_dim": 32}),
+        ("llava", {"model_type": "mistral", "sliding_window": 16}),
+    ],
+)
+def test_other_text_parts(kind, options, monkeypatch):
+    policy, obs = served(with_text(monkeypatch, kind, **options)), mixed()
+    assert greedy(policy, obs) == greedy(policy, obs, alone=True)
+    assert off_by(disturb(policy).sample(obs, generator=generator())) < 2e-5
+
+
+def test_a_text_part_that_was_never_tried_is_refused_at_start(monkeypatch):
+    name = with_text(monkeypatch, "llava", model_type="olmo2")
+    with pytest.raises(ValueError, match=r"never tried with a llava whose text part is olmo2.*set"):
+        served(name)
 
 
 def test_images_are_seen_with_the_present_weights():
@@ -73,28 +102,46 @@ def test_images_are_seen_with_the_present_weights():
     assert after[2] == before[2] and after[0] != before[0]  # the last question has no image
 
 
-def test_sampling_options_mean_the_same():
+@pytest.mark.parametrize("kind", ["smolvlm", "qwen3_vl", "gemma3", "paligemma"])
+def test_sampling_options_mean_the_same(kind):
     options = {"temperature": 0.7, "stop": ("e", "🌳"), "max_new_tokens": 40, "lora_rank": 4}
-    policy, obs = disturb(served("smolvlm", **options)), mixed(copies=8)
+    policy, obs = disturb(served(kind, **options)), mixed(copies=8)
     first, second, other = (policy.sample(obs, generator=generator(s)) for s in (1, 1, 2))
     assert torch.equal(first.actions, second.actions)
     assert not torch.equal(first.actions, other.actions)
     assert off_by(first) < 2e-5
-    answers = text.from_bytes(first.actions)
-    lengths = first.replay["num_tokens"]
-    ends = policy.tokenizer.eos_token_id
-    assert any("e" in answer for answer in answers)
-    for answer, tokens, length in zip(answers, first.replay["tokens"], lengths, strict=True):
-        before = policy.tokenizer.decode(tokens[: length - 1], skip_special_tokens=True)
+    lengths, stopped = first.replay["num_tokens"].tolist(), 0
+    for tokens, length in zip(first.replay["tokens"], lengths, strict=True):
+        before, answer = (
+            policy.tokenizer.decode(tokens[:end], skip_special_tokens=True)
+            for end in (length - 1, length)
+        )
+        stopped += "e" in answer
         assert "e" not in before
-        assert "e" in answer or int(length) == 40 or int(tokens[length - 1]) == ends
+        assert "e" in answer or length == 40 or tokens[length - 1] == policy.tokenizer.eos_token_id
+    assert stopped
 
 
 def test_narrowed_likelihoods_are_over_all_words():
     policy, obs = served("smolvlm", top_k=2), mixed(copies=2)
     assert off_by(policy.sample(obs, generator=generator())) < 2e-5
+    best = greedy(policy, obs)
+    for policy.top_k, policy.top_p in ((1, 1.0), (0, 1e-6)):
+        assert text.from_bytes(policy.sample(obs, generator=generator()).actions) == best
+    policy.top_k, policy.top_p = 5, 0.9
+    assert off_by(policy.sample(obs, generator=generator())) < 2e-5
     with pytest.raises(ValueError, match=r"set policy.temperature to 1, or policy.top_k to 0"):
         served("smolvlm", top_k=2, temperature=0.5)
+
+
+@pytest.mark.parametrize("kind", ["qwen3_vl", "paligemma"])
+def test_answers_may_end_at_once(kind):
+    policy, obs = served(kind), mixed(copies=2)
+    policy.model.generation_config.eos_token_id = list(range(len(policy.tokenizer)))
+    output = policy.sample(obs, generator=generator())
+    assert output.replay["num_tokens"].tolist() == [1] * 6
+    assert not output.replay["unfinished"].any() and off_by(output) < 2e-5
+    assert greedy(policy, obs) == greedy(policy, obs, alone=True)
 
 
 def test_a_run_from_the_command_line_goes_on_where_it_stopped(tmp_path, capsys):

@@ -219,7 +219,13 @@ def test_vllm_is_named_with_its_make_target_where_it_is_missing(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("kind", "options"), [("smolvlm", {}), ("internvl", {"lora_rank": 2}), ("smolvlm", {"bare": 1})]
+    ("kind", "options"),
+    [
+        ("smolvlm", {}),
+        ("internvl", {"lora_rank": 2}),
+        ("smolvlm", {"bare": 1}),
+        ("llava", {"lora_rank": 2}),
+    ],
 )
 def test_a_decoder_by_itself_is_that_of_the_policy(kind, options, tmp_path):
     from transformers import AutoConfig, AutoModelForCausalLM
@@ -233,7 +239,7 @@ def test_a_decoder_by_itself_is_that_of_the_policy(kind, options, tmp_path):
         policy.model.get_output_embeddings().weight = head
     disturb(policy)
     architecture = DECODERS[policy.model.config.get_text_config().model_type]
-    save_decoder(policy.model, policy.tokenizer, architecture, tmp_path)
+    save_decoder(policy.model, policy.tokenizer, tmp_path)
     config = AutoConfig.from_pretrained(tmp_path)
     alone = AutoModelForCausalLM.from_config(config)
     assert config.architectures == [type(alone).__name__] == [architecture]
