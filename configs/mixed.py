@@ -1,7 +1,7 @@
 """One policy for two kinds of tasks: it answers questions in words and moves a point to a goal.
 
 ``mixed/shapes_and_reach``: the policy ``joint`` imitates reference answers to "Which colour has the
-...?" and straight ways to the goal, then GRPO on both at once: groups of questions and groups of
+...?" and straight ways to the goal, few of each, then GRPO on both at once: groups of questions and groups of
 episodes in one batch, through one advantage and one loss. The time limit leaves no step to spare
 for a goal along an axis.
 """
@@ -32,25 +32,25 @@ def parts(*, split: str, pictures: str = "shown") -> dict[str, dict[str, Any]]:
 
 
 def shapes_and_reach() -> TrainConfig:
-    """Imitate 2000 examples of each, then GRPO in groups of 8."""
+    """Imitate 300 examples of each, then GRPO in groups of 8."""
     return TrainConfig(
         name="mixed/shapes_and_reach",
         env=EnvConfig(
             simulator=component("envs", "mixture", parts=parts(split="train")),
-            num_envs=256,
+            num_envs=512,
             group_size=8,
             chunk_length=4,
         ),
         policy=component("policies", "joint", flow=FlowConfig(noise_level=0.3)),
         algorithm=component(
-            "algorithms", "grpo", learning_rate=2e-4, num_epochs=2, num_minibatches=4
+            "algorithms", "grpo", learning_rate=2e-4, num_epochs=1, num_minibatches=4
         ),
         advantage=component("advantages", "group_relative"),
         imitation=ImitationConfig(
-            episodes_per_task=2000, num_steps=800, batch_size=128, learning_rate=1e-3
+            episodes_per_task=300, num_steps=500, batch_size=128, learning_rate=1e-3
         ),
-        evaluation=EvalConfig(episodes=600, env_options={"parts": parts(split="heldout")}),
-        total_env_steps=100_000,
+        evaluation=EvalConfig(episodes=600),
+        total_env_steps=500_000,
     )
 
 

@@ -37,7 +37,7 @@ def shapes_sft() -> TrainConfig:
         ),
         advantage=component("advantages", "group_relative"),
         imitation=ImitationConfig(
-            episodes_per_task=3000, num_steps=350, batch_size=32, learning_rate=1e-3
+            episodes_per_task=3000, num_steps=250, batch_size=32, learning_rate=1e-3
         ),
         evaluation=EvalConfig(episodes=300, env_options={"split": "heldout"}),
         total_env_steps=0,
