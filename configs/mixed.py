@@ -1,9 +1,9 @@
 """One policy for two kinds of tasks: it answers questions in words and moves a point to a goal.
 
 ``mixed/shapes_and_reach``: the policy ``joint`` imitates reference answers to "Which colour has the
-...?" and straight ways to the goal, few of each, then GRPO on both at once: groups of questions and groups of
-episodes in one batch, through one advantage and one loss. The time limit leaves no step to spare
-for a goal along an axis.
+...?" and straight ways to the goal, few of each, then GRPO on both at once: groups of questions and
+groups of episodes in one batch, through one advantage and one loss. The time limit leaves no step
+to spare for a goal along an axis.
 """
 
 from __future__ import annotations
