@@ -128,7 +128,7 @@ def run(case: Case, seed: int) -> None:
     """Train one seed and append its evaluations to the records."""
     command = [sys.executable, "-W", "ignore", "-m", "embodied_rl.cli", "train", case.recipe]
     command += [*case.changes, "--seed", str(seed), "--evaluation.manifest", "test"]
-    if case.group != "vqa":  # which has no threads of its own
+    if case.group not in ("vqa", "mixed"):  # which have no threads of their own
         command += ["--env.num-threads", "1"]
     print(case.command, "seed", seed, file=sys.stderr, flush=True)
     started = time.perf_counter()
