@@ -266,9 +266,15 @@ class _AttentionByParts(torch.autograd.Function):
 class Decoding:
     """Layout of one new token for each of R answers, behind kept keys and values.
 
-    What is kept of a prompt is kept once, and read once per token for all its answers together. The
-    softmax runs over the scores of both parts. Room for what is kept of answers is made a few
-    tokens at a time: rows that lie far apart in memory are read half as fast.
+    What is kept of a prompt is kept once, and read once per token for all its answers together. With
+    s the scores of both parts and m the largest of them in a row,
+
+        out = sum_i e^{s_i - m} v_i / sum_i e^{s_i - m}
+
+    Each part adds its sums, so that nothing longer than a head passes between the two. Keys are
+    kept with their tokens side by side, which makes the scores of a single query twice as fast on a
+    CPU. Room for what is kept of answers is made a few tokens at a time: rows that lie far apart in
+    memory are read half as fast.
 
     Args:
         prompts: keys and values that ``Packing`` kept.
@@ -281,23 +287,28 @@ class Decoding:
     def __init__(
         self, prompts: KeysValues, prompt_mask: Tensor, rows: Tensor, *, room: int, step: int = 32
     ) -> None:
+        # keys are [rows, heads, features, tokens] here
         self.prompts = {
-            layer: (k.contiguous(), v.contiguous()) for layer, (k, v) in prompts.items()
+            layer: (k.transpose(2, 3).contiguous(), v.contiguous())
+            for layer, (k, v) in prompts.items()
         }
         self.prompt_mask, self.rows, self.room, self.step = prompt_mask, rows, room, step
         self.groups = Groups(rows, len(prompt_mask))
         self.padded = not bool(prompt_mask.all())
         self.past = 0
         self.kept: KeysValues = {}
-        for layer, (keys, values) in prompts.items():
-            shape = (len(rows), keys.shape[1], 0, keys.shape[3])
-            self.kept[layer] = keys.new_empty(shape), values.new_empty(shape)
-        self._hidden: dict[int | None, Tensor] = {}
+        for layer, (_, values) in prompts.items():
+            heads, features = values.shape[1], values.shape[3]
+            self.kept[layer] = (
+                values.new_empty((len(rows), heads, features, 0)),
+                values.new_empty((len(rows), heads, 0, features)),
+            )
+        self._bias: dict[int | None, Tensor] = {}
 
     def advance(self) -> None:
         """The token that was attended from is now a past one."""
         self.past += 1
-        self._hidden.clear()
+        self._bias.clear()
 
     def select(self, rows: Tensor) -> None:
         """Go on with some of the answers, and with their prompts alone."""
@@ -311,45 +322,53 @@ class Decoding:
         self, layer: int, q: Tensor, k: Tensor, v: Tensor, *, scale: float, window: int | None
     ) -> Tensor:
         """See ``Layout``; R rows of one token."""
-        (shared_keys, shared_values), (keys, values) = self.prompts[layer], self.kept[layer]
-        if self.past == keys.shape[2]:
-            keys, values = self.kept[layer] = self._with_room(keys), self._with_room(values)
-        keys[:, :, self.past], values[:, :, self.past] = k[:, :, 0], v[:, :, 0]
-        keys, values = keys[:, :, : self.past + 1], values[:, :, : self.past + 1]
-        length = shared_keys.shape[2]
+        (shared_keys, shared_values), (keys, values) = self.prompts[layer], self._keep(layer, k, v)
+        together, apart = self.groups.together, self.groups.apart
         # heads that share their keys are the queries of one key: nothing is repeated
         rows, heads, _, features = q.shape
         q = q.view(rows, keys.shape[1], -1, features) * scale
-        shared = self.groups.together(q) @ shared_keys.transpose(2, 3)
-        own = q @ keys.transpose(2, 3)
+        shared, own = (together(q) @ shared_keys).float(), (q @ keys).float()
         if self.padded or window is not None:
-            shared.masked_fill_(self._hides(window), -torch.inf)
+            shared += self._hides(window)
         if window is not None:
             own[..., : max(self.past + 1 - window, 0)] = -torch.inf
-        p = torch.softmax(torch.cat([self.groups.apart(shared), own], 3), 3)
-        out = self.groups.together(p[..., :length]) @ shared_values
-        out = self.groups.apart(out) + p[..., length:] @ values
-        return out.reshape(rows, 1, heads, features)
+        largest = torch.maximum(apart(shared.amax(3, True)), own.amax(3, True))
+        shared.sub_(together(largest)).exp_()
+        own.sub_(largest).exp_()
+        total = apart(shared.sum(3, True)) + own.sum(3, True)
+        out = apart(shared.to(v.dtype) @ shared_values) + own.to(v.dtype) @ values
+        return (out / total).to(v.dtype).reshape(rows, 1, heads, features)
 
-    def _with_room(self, kept: Tensor) -> Tensor:
-        """``[R, h, tokens, d]`` with place for some more tokens."""
-        rows, heads, past, features = kept.shape
-        more = kept.new_empty((rows, heads, min(past + self.step, self.room), features))
-        more[:, :, :past] = kept
-        return more
+    def _keep(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values of answers up to the present token, which are added."""
+        keys, values = self.kept[layer]
+        if self.past == values.shape[2]:
+            more = min(self.step, self.room - self.past)
+            keys, values = self.kept[layer] = _longer(keys, 3, more), _longer(values, 2, more)
+        keys[..., self.past], values[:, :, self.past] = k[:, :, 0], v[:, :, 0]
+        return keys[..., : self.past + 1], values[:, :, : self.past + 1]
 
     def _hides(self, window: int | None) -> Tensor:
-        """``[P, 1, 1, L]`` bool, tokens of the prompt that the next token of answers does not see.
+        """``[P, 1, 1, L]``, -inf for what the next token of answers does not see of its prompt.
 
         Computed once per token, not once per layer.
         """
-        if window not in self._hidden:
+        if window not in self._bias:
             sees = self.prompt_mask
             if window is not None:
                 place = sees.cumsum(1)
                 sees = sees & (place[:, -1:] + self.past + 1 - place < window)
-            self._hidden[window] = ~sees[:, None, None]
-        return self._hidden[window]
+            bias = torch.zeros(sees.shape, device=sees.device).masked_fill_(~sees, -torch.inf)
+            self._bias[window] = bias[:, None, None]
+        return self._bias[window]
+
+
+def _longer(kept: Tensor, axis: int, more: int) -> Tensor:
+    """``kept`` with place for ``more`` tokens along ``axis``."""
+    past = kept.shape[axis]
+    longer = kept.new_empty((*kept.shape[:axis], past + more, *kept.shape[axis + 1 :]))
+    longer.narrow(axis, 0, past).copy_(kept)
+    return longer
 
 
 class Groups:

@@ -103,7 +103,7 @@ def test_room_for_answers_is_made_as_they_grow_and_never_more_than_they_may_need
     for _ in range(5):
         decoding.attend(0, q, k, v, scale=SCALE, window=None)
         decoding.advance()
-        rooms.append(decoding.kept[0][0].shape[2])
+        rooms.append(decoding.kept[0][1].shape[2])
     assert rooms == [2, 2, 4, 4, 5]
 
 
