@@ -170,12 +170,12 @@ class Run(NamedTuple):
 
     Attributes:
         tokens: packed tokens of all of them.
-        count: sequences.
+        rows: number of sequences.
         bias: ``[1, 1, n, n]``, 0 or -inf, or None where no token sees a later one.
     """
 
     tokens: slice
-    count: int
+    rows: int
     bias: Tensor | None = None
 
 
