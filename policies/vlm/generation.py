@@ -42,6 +42,12 @@ class Answers:
         places = torch.arange(self.tokens.shape[1], device=self.tokens.device)
         return places < self.lengths.unsqueeze(1)
 
+    def select(self, rows: Tensor) -> Answers:
+        """Those of some rows ``[b]`` int64."""
+        return Answers(
+            tokens=self.tokens[rows], lengths=self.lengths[rows], log_probs=self.log_probs[rows]
+        )
+
 
 Step = Callable[[Tensor, Tensor | None], Tensor]
 """(last tokens [R], rows to go on with or None for all) -> logits [R, V] of the next ones."""
@@ -78,10 +84,14 @@ def generate(
     rows = torch.arange(count, device=logits.device)
     running = torch.ones_like(rows, dtype=torch.bool)
     for place in range(limit):
-        drawn = pick(logits, uniform[rows, place], top_k=top_k, top_p=top_p, greedy=greedy)
-        chosen = torch.log_softmax(logits, 1).gather(1, drawn.unsqueeze(1)).squeeze(1)
-        going = rows[running]
-        tokens[going, place], log_probs[going, place] = drawn[running], chosen[running]
+        log_p = torch.log_softmax(logits, 1)
+        if greedy:
+            drawn = logits.argmax(1)
+        else:
+            drawn = pick(log_p, uniform[rows, place], top_k=top_k, top_p=top_p)
+        chosen = log_p.gather(1, drawn.unsqueeze(1)).squeeze(1)
+        tokens[rows, place] = torch.where(running, drawn, 0)
+        log_probs[rows, place] = torch.where(running, chosen, 0.0)
         finished = running & torch.isin(drawn, ends)
         if stopped is not None:
             finished |= _stopped(tokens[rows, : place + 1], running & ~finished, stopped)
@@ -98,19 +108,14 @@ def generate(
     return Answers(tokens=tokens[:, :longest], lengths=lengths, log_probs=log_probs[:, :longest])
 
 
-def pick(
-    logits: Tensor, uniform: Tensor, *, top_k: int = 0, top_p: float = 1.0, greedy: bool = False
-) -> Tensor:
-    """int64 ``[R]`` words drawn from ``[R, V]`` logits with noise ``[R]``."""
-    if greedy:
-        return logits.argmax(1)
-    p = torch.softmax(narrow(logits, top_k=top_k, top_p=top_p), 1)
+def pick(log_p: Tensor, uniform: Tensor, *, top_k: int = 0, top_p: float = 1.0) -> Tensor:
+    """int64 ``[R]`` words drawn from log-probabilities ``[R, V]`` with noise ``[R]``."""
+    cumulative = narrow(log_p, top_k=top_k, top_p=top_p).exp().cumsum(1)
     # The first word whose cumulative probability exceeds u has a probability itself; u stays below
-    # the sum, which rounding may have put under 1.
-    cumulative = p.cumsum(1)
-    below = torch.nextafter(cumulative[:, -1], torch.zeros_like(uniform))
-    u = torch.minimum(uniform, below).unsqueeze(1)
-    return torch.searchsorted(cumulative, u, right=True).squeeze(1)
+    # their sum, which is less than 1 where some are left out, or by rounding.
+    total = cumulative[:, -1]
+    u = torch.minimum(uniform * total, torch.nextafter(total, torch.zeros_like(total)))
+    return torch.searchsorted(cumulative, u.unsqueeze(1), right=True).squeeze(1)
 
 
 def narrow(logits: Tensor, *, top_k: int = 0, top_p: float = 1.0) -> Tensor:

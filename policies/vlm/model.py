@@ -19,6 +19,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForImageTextToText
 
 from embodied_rl.policies.vlm import presets
+from embodied_rl.policies.vlm.layers import replace_layers
 from embodied_rl.policies.vlm.packing import ATTENTION, Decoding, Packing
 from embodied_rl.policies.vlm.processing import load_processor
 from embodied_rl.policies.vlm.prompts import Prompts
@@ -97,6 +98,7 @@ def load(source: str, *, dtype: torch.dtype) -> tuple[Any, Any]:
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0  # a ratio of likelihoods needs a likelihood without noise
+    replace_layers(model)
     return model, processor
 
 

@@ -18,8 +18,10 @@ answer, ``S`` packed tokens, ``h`` heads, ``d`` features of a head.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, Protocol
+import itertools
+import math
+from functools import cached_property
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -29,6 +31,7 @@ from transformers import AttentionInterface
 ATTENTION = "embodied_rl_packed"
 _flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 _flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+LOG2_E = math.log2(math.e)
 KeysValues = dict[int, tuple[Tensor, Tensor]]
 """Keys and values ``[rows, heads, tokens, features]`` of every layer."""
 
@@ -74,7 +77,6 @@ class Packing:
         self.answer_index = answer_index.view(self.answer_mask.shape) + prompt_mask.sum()
         self._among_prompts: dict[int | None, Tensor] = {}
         self._from_answers: dict[int | None, Tensor] = {}
-        self._parts: tuple[_Part, _Part] | None = None
 
     def pack(self, prompts: Tensor, answers: Tensor) -> Tensor:
         """``[S, ...]`` of ``[P, L, ...]`` and ``[R, U, ...]``."""
@@ -109,166 +111,169 @@ class Packing:
             self._from_answers[window] = sees.unsqueeze(1)
         return self._from_answers[window]
 
-    def parts(self) -> tuple[_Part, _Part]:
-        """What an answer sees: its prompt, and itself up to the present token."""
-        if self._parts is None:
-            mask, groups = self.answer_mask, Groups(self.rows, len(self.prompt_mask))
-            row, unit = mask.nonzero(as_tuple=True)
-            slot = groups.slots[row]
-            prompts = _Part(
-                query_index=self.answer_index[groups.members].flatten(1),
-                key_index=self.prompt_index,
-                key_mask=self.prompt_mask,
-                places=(slot // groups.size, slot % groups.size * mask.shape[1] + unit),
-                causal=False,
-            )
-            own = _Part(
-                query_index=self.answer_index,
-                key_index=self.answer_index,
-                key_mask=mask,
-                places=(row, unit),
-                causal=True,
-            )
-            self._parts = prompts, own
-        return self._parts
+    @cached_property
+    def spans(self) -> Spans:
+        """What sees what without windows, as runs of packed tokens."""
+        lengths = torch.cat([self.prompt_mask.sum(1), self.answer_mask.sum(1)]).tolist()
+        ends = list(itertools.accumulate(lengths, initial=0))
+        sequences = [slice(a, b) for a, b in itertools.pairwise(ends) if a < b]
+        count = len(self.prompt_mask)
+        prompts, answers = sequences[:count], sequences[count:]
+        if self.blocks is None:
+            own = _runs(sequences)
+        else:
+            sees = (self.among_prompts(None)[n, 0] for n in range(count))
+            masks = (each[real][:, real] for each, real in zip(sees, self.prompt_mask, strict=True))
+            own = [
+                Run(tokens, 1, torch.zeros(mask.shape).masked_fill_(~mask, -torch.inf)[None, None])
+                for tokens, mask in zip(prompts, masks, strict=True)
+            ] + _runs(answers)
+        # neighbours that answer one prompt are the queries of its keys together
+        rows = self.rows[self.answer_mask.any(1)].tolist()
+        shared: list[tuple[slice, slice]] = []
+        for row, same in itertools.groupby(zip(rows, answers, strict=True), lambda pair: pair[0]):
+            group = [span for _, span in same]
+            shared.append((slice(group[0].start, group[-1].stop), prompts[row]))
+        return Spans(own, shared)
 
     def attend(
         self, layer: int, q: Tensor, k: Tensor, v: Tensor, *, scale: float, window: int | None
     ) -> Tensor:
         """See ``Layout``; one row of S tokens."""
-        keys, values = _gather(k, self.prompt_index), _gather(v, self.prompt_index)
         if self.keep is not None:
-            self.keep[layer] = keys, values
-        mask = self.among_prompts(window)
-        out = _attention(_gather(q, self.prompt_index), keys, values, mask, scale)
+            self.keep[layer] = _gather(k, self.prompt_index), _gather(v, self.prompt_index)
+        if q.device.type == "cpu" and window is None:
+            return _AttentionBySpans.apply(q, k, v, self.spans, scale)
+        return self.attend_by_mask(q, k, v, scale=scale, window=window)
+
+    def attend_by_mask(
+        self, q: Tensor, k: Tensor, v: Tensor, *, scale: float, window: int | None
+    ) -> Tensor:
+        """As ``attend``, with padding; a prompt is repeated for each of its answers."""
+        queries, keys, values = (_gather(x, self.prompt_index) for x in (q, k, v))
+        out = _attention(queries, keys, values, self.among_prompts(window), scale)
         packed = [out.transpose(1, 2)[self.prompt_mask]]
         if self.answer_mask.numel():
-            by_parts = window is None and q.device.type == "cpu"
-            attention = self._answers_by_parts if by_parts else self._answers_by_mask
-            packed.append(attention(q, k, v, scale, window))
+            index = torch.cat([self.prompt_index[self.rows], self.answer_index], 1)
+            queries, keys, values = (
+                _gather(q, self.answer_index),
+                _gather(k, index),
+                _gather(v, index),
+            )
+            out = _attention(queries, keys, values, self.from_answers(window), scale)
+            packed.append(out.transpose(1, 2)[self.answer_mask])
         return torch.cat(packed).unsqueeze(0)
 
-    def _answers_by_parts(
-        self, q: Tensor, k: Tensor, v: Tensor, scale: float, _: int | None
-    ) -> Tensor:
-        """``[A, h, d]`` of the tokens of answers, without windows and on a CPU."""
-        return _AttentionByParts.apply(q, k, v, self, scale)
 
-    def _answers_by_mask(
-        self, q: Tensor, k: Tensor, v: Tensor, scale: float, window: int | None
-    ) -> Tensor:
-        """``[A, h, d]`` of the tokens of answers; a prompt is repeated for each of its answers."""
-        index = torch.cat([self.prompt_index[self.rows], self.answer_index], 1)
-        q, k, v = _gather(q, self.answer_index), _gather(k, index), _gather(v, index)
-        out = _attention(q, k, v, self.from_answers(window), scale)
-        return out.transpose(1, 2)[self.answer_mask]
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Part:
-    """Some of the keys of answers, in rows of queries and keys. A tokens are those of all answers.
+class Run(NamedTuple):
+    """Neighbouring sequences of one length, each of which sees itself.
 
     Attributes:
-        query_index: ``[rows, Q]`` packed token of every query; repeated where rows are filled up.
-        key_index: ``[rows, K]`` packed token of every key; repeated where rows are filled up.
-        key_mask: ``[rows, K]`` bool, keys that are real.
-        places: ``[A]`` row and ``[A]`` query of every token of an answer.
-        causal: whether a query sees no later key; those that fill up are then the last ones.
+        tokens: packed tokens of all of them.
+        rows: number of sequences.
+        bias: ``[1, 1, n, n]``, 0 or -inf, or None where no token sees a later one.
     """
 
-    query_index: Tensor
-    key_index: Tensor
-    key_mask: Tensor
-    places: tuple[Tensor, Tensor]
-    causal: bool
-
-    def options(self, q: Tensor, scale: float) -> dict[str, Any]:
-        """Keyword arguments of the kernels."""
-        bias = None
-        if not self.causal and not bool(self.key_mask.all()):
-            bias = q.new_zeros(self.key_mask.shape).masked_fill_(~self.key_mask, -torch.inf)
-            bias = bias[:, None, None]
-        return {"attn_mask": bias, "scale": scale}
-
-    def spread(self, packed: Tensor, *, fill: float = 0.0) -> Tensor:
-        """``[rows, h, Q, d]`` of the answers' ``[A, h, d]``."""
-        rows = packed.new_full((*self.query_index.shape, *packed.shape[1:]), fill)
-        rows[self.places] = packed
-        return rows.transpose(1, 2)
-
-    def pack(self, rows: Tensor) -> Tensor:
-        """``[A, h, d]`` of ``[rows, h, Q, d]``."""
-        return rows.transpose(1, 2)[self.places]
+    tokens: slice
+    rows: int
+    bias: Tensor | None = None
 
 
-class _AttentionByParts(torch.autograd.Function):
-    r"""Attention of answers, to the keys of a prompt from all of them at once.
+class Spans(NamedTuple):
+    """Attention of packed tokens as attention of runs of them.
+
+    Attributes:
+        own: prompts and answers, which see themselves.
+        shared: (tokens of answers, tokens of the prompt that they see as well).
+    """
+
+    own: list[Run]
+    shared: list[tuple[slice, slice]]
+
+
+def _runs(sequences: list[slice]) -> list[Run]:
+    """Neighbours of one length together."""
+    runs = []
+    for _, same in itertools.groupby(sequences, lambda span: span.stop - span.start):
+        group = list(same)
+        runs.append(Run(slice(group[0].start, group[-1].stop), len(group)))
+    return runs
+
+
+class _AttentionBySpans(torch.autograd.Function):
+    r"""Attention of packed tokens to what they see of themselves, then of answers to their prompt.
 
     With out_i and l_i the output and the log-sum-exp of the scores of attention to part i alone,
 
         l = \log(e^{l_1} + e^{l_2})        out = \sum_i e^{l_i - l} out_i
 
     The gradients of one part are those of attention to it alone with (out, l) in the place of
-    (out_i, l_i): they are made of p = exp(s - l) and ds = p * (d_out v^T - sum(d_out * out)). Rows
-    are laid out again for them, so that only packed tensors are kept.
+    (out_i, l_i): they are made of p = exp(s - l) and ds = p * (d_out v^T - sum(d_out * out)).
+    Runs of packed tokens are views: nothing is gathered or filled up, and keys of a prompt meet the
+    queries of all its answers at once.
 
     The kernels are those that ``scaled_dot_product_attention`` runs on a CPU: it keeps l to itself.
     """
 
     @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, layout: Packing, scale: float) -> Tensor:
-        outs, sums = [], []
-        for part in layout.parts():
-            out, log_sum = _flash(
-                _gather(q, part.query_index),
-                _gather(k, part.key_index),
-                _gather(v, part.key_index),
-                0.0,
-                part.causal,
-                **part.options(q, scale),
-            )
-            outs.append(part.pack(out))
-            sums.append(part.pack(log_sum.unsqueeze(3)))
-        log_sum = torch.logaddexp(*sums)
-        first, second = (out * (each - log_sum).exp() for out, each in zip(outs, sums, strict=True))
-        out = (first + second).to(q.dtype)
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, spans: Spans, scale: float) -> Tensor:
+        q, k, v = (x[0].transpose(0, 1) for x in (q, k, v))  # [S, h, d]
+        out = q.new_empty((*q.shape[:2], v.shape[2]))
+        log_sum = out.new_empty(q.shape[:2], dtype=torch.promote_types(q.dtype, torch.float32))
+        for tokens, count, bias in spans.own:
+            part = (_heads(x[tokens], count) for x in (q, k, v))
+            own, log_own = _flash(*part, 0.0, bias is None, attn_mask=bias, scale=scale)
+            _heads(out[tokens], count).copy_(own)
+            _heads(log_sum[tokens], count).copy_(log_own)
+        for tokens, keys in spans.shared:
+            part = (_heads(q[tokens]), _heads(k[keys]), _heads(v[keys]))
+            shared, log_shared = _flash(*part, 0.0, False, scale=scale)
+            own, log_own = _heads(out[tokens]), _heads(log_sum[tokens])
+            own.lerp_(shared, (log_shared - log_own).sigmoid_().unsqueeze(3).to(own.dtype))
+            log_own.copy_(torch.logaddexp(log_own, log_shared))
         ctx.save_for_backward(q, k, v, out, log_sum)
-        ctx.options = layout, scale
-        return out
+        ctx.options = spans, scale
+        return out.unsqueeze(0)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
-        q, k, v, out, log_sum = ctx.saved_tensors
-        layout, scale = ctx.options
-        by_q, by_k, by_v = torch.zeros_like(out), [], []
-        never = torch.finfo(log_sum.dtype).max  # exp(s - never) = 0 for queries that fill rows up
-        for part in layout.parts():
-            dq, dk, dv = _flash_backward(
-                part.spread(gradients[0]),
-                _gather(q, part.query_index),
-                _gather(k, part.key_index),
-                _gather(v, part.key_index),
-                part.spread(out),
-                part.spread(log_sum, fill=never).squeeze(3),
-                0.0,
-                part.causal,
-                **part.options(q, scale),
-            )
-            by_q += part.pack(dq)
-            by_k.append(dk.transpose(1, 2)[part.key_mask])
-            by_v.append(dv.transpose(1, 2)[part.key_mask])
-        before = by_q.new_zeros((q.shape[2] - len(by_q), *by_q.shape[1:]))
-        packed = (torch.cat(rows) for rows in ([before, by_q], by_k, by_v))
-        return *(rows.transpose(0, 1).unsqueeze(0) for rows in packed), None, None
+        *inputs, out, log_sum = ctx.saved_tensors
+        spans, scale = ctx.options
+        by_out = gradients[0][0]
+        by_inputs = [torch.empty_like(x) for x in inputs]
+        for tokens, count, bias in spans.own:
+            given = [_heads(x[tokens], count) for x in (by_out, *inputs, out, log_sum)]
+            parts = _flash_backward(*given, 0.0, bias is None, attn_mask=bias, scale=scale)
+            for by_input, part in zip(by_inputs, parts, strict=True):
+                _heads(by_input[tokens], count).copy_(part)
+        for tokens, keys in spans.shared:
+            places = tokens, keys, keys
+            seen = [_heads(x[place]) for x, place in zip(inputs, places, strict=True)]
+            rest = [_heads(x[tokens]) for x in (by_out, out, log_sum)]
+            parts = _flash_backward(rest[0], *seen, *rest[1:], 0.0, False, scale=scale)
+            for by_input, place, part in zip(by_inputs, places, parts, strict=True):
+                _heads(by_input[place]).add_(part)
+        return *(x.transpose(0, 1).unsqueeze(0) for x in by_inputs), None, None
+
+
+def _heads(packed: Tensor, count: int = 1) -> Tensor:
+    """``[count, h, n, ...]``, a view of packed ``[count * n, h, ...]``."""
+    return packed.unflatten(0, (count, -1)).transpose(1, 2)
 
 
 class Decoding:
     """Layout of one new token for each of R answers, behind kept keys and values.
 
-    What is kept of a prompt is kept once, and read once per token for all its answers together. The
-    softmax runs over the scores of both parts. Room for what is kept of answers is made a few
-    tokens at a time: rows that lie far apart in memory are read half as fast.
+    What is kept of a prompt is kept once, and read once per token for all its answers together.
+    With s the scores of both parts in powers of 2, and m the largest of them in a row,
+
+        out = sum_i 2^{s_i - m} v_i / sum_i 2^{s_i - m}
+
+    Each part adds its sums, so that nothing longer than a head passes between the two. Keys are
+    kept with their tokens side by side, which makes the scores of a single query twice as fast on a
+    CPU. Room for what is kept of answers is made a few tokens at a time: rows that lie far apart in
+    memory are read half as fast.
 
     Args:
         prompts: keys and values that ``Packing`` kept.
@@ -281,23 +286,28 @@ class Decoding:
     def __init__(
         self, prompts: KeysValues, prompt_mask: Tensor, rows: Tensor, *, room: int, step: int = 32
     ) -> None:
+        # keys are [rows, heads, features, tokens] here
         self.prompts = {
-            layer: (k.contiguous(), v.contiguous()) for layer, (k, v) in prompts.items()
+            layer: (k.transpose(2, 3).contiguous(), v.contiguous())
+            for layer, (k, v) in prompts.items()
         }
         self.prompt_mask, self.rows, self.room, self.step = prompt_mask, rows, room, step
         self.groups = Groups(rows, len(prompt_mask))
         self.padded = not bool(prompt_mask.all())
         self.past = 0
         self.kept: KeysValues = {}
-        for layer, (keys, values) in prompts.items():
-            shape = (len(rows), keys.shape[1], 0, keys.shape[3])
-            self.kept[layer] = keys.new_empty(shape), values.new_empty(shape)
-        self._hidden: dict[int | None, Tensor] = {}
+        for layer, (_, values) in prompts.items():
+            heads, features = values.shape[1], values.shape[3]
+            self.kept[layer] = (
+                values.new_empty((len(rows), heads, features, 0)),
+                values.new_empty((len(rows), heads, 0, features)),
+            )
+        self._bias: dict[int | None, Tensor] = {}
 
     def advance(self) -> None:
         """The token that was attended from is now a past one."""
         self.past += 1
-        self._hidden.clear()
+        self._bias.clear()
 
     def select(self, rows: Tensor) -> None:
         """Go on with some of the answers, and with their prompts alone."""
@@ -311,45 +321,53 @@ class Decoding:
         self, layer: int, q: Tensor, k: Tensor, v: Tensor, *, scale: float, window: int | None
     ) -> Tensor:
         """See ``Layout``; R rows of one token."""
-        (shared_keys, shared_values), (keys, values) = self.prompts[layer], self.kept[layer]
-        if self.past == keys.shape[2]:
-            keys, values = self.kept[layer] = self._with_room(keys), self._with_room(values)
-        keys[:, :, self.past], values[:, :, self.past] = k[:, :, 0], v[:, :, 0]
-        keys, values = keys[:, :, : self.past + 1], values[:, :, : self.past + 1]
-        length = shared_keys.shape[2]
+        (shared_keys, shared_values), (keys, values) = self.prompts[layer], self._keep(layer, k, v)
+        together, apart = self.groups.together, self.groups.apart
         # heads that share their keys are the queries of one key: nothing is repeated
         rows, heads, _, features = q.shape
-        q = q.view(rows, keys.shape[1], -1, features) * scale
-        shared = self.groups.together(q) @ shared_keys.transpose(2, 3)
-        own = q @ keys.transpose(2, 3)
+        q = q.view(rows, keys.shape[1], -1, features) * (scale * LOG2_E)
+        shared, own = (together(q) @ shared_keys).float(), (q @ keys).float()
         if self.padded or window is not None:
-            shared.masked_fill_(self._hides(window), -torch.inf)
+            shared += self._hides(window)
         if window is not None:
             own[..., : max(self.past + 1 - window, 0)] = -torch.inf
-        p = torch.softmax(torch.cat([self.groups.apart(shared), own], 3), 3)
-        out = self.groups.together(p[..., :length]) @ shared_values
-        out = self.groups.apart(out) + p[..., length:] @ values
-        return out.reshape(rows, 1, heads, features)
+        largest = torch.maximum(apart(shared.amax(3, True)), own.amax(3, True))
+        shared.sub_(together(largest)).exp2_()
+        own.sub_(largest).exp2_()
+        total = apart(shared.sum(3, True)) + own.sum(3, True)
+        out = apart(shared.to(v.dtype) @ shared_values) + own.to(v.dtype) @ values
+        return (out / total).to(v.dtype).reshape(rows, 1, heads, features)
 
-    def _with_room(self, kept: Tensor) -> Tensor:
-        """``[R, h, tokens, d]`` with place for some more tokens."""
-        rows, heads, past, features = kept.shape
-        more = kept.new_empty((rows, heads, min(past + self.step, self.room), features))
-        more[:, :, :past] = kept
-        return more
+    def _keep(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values of answers up to the present token, which are added."""
+        keys, values = self.kept[layer]
+        if self.past == values.shape[2]:
+            more = min(self.step, self.room - self.past)
+            keys, values = self.kept[layer] = _longer(keys, 3, more), _longer(values, 2, more)
+        keys[..., self.past], values[:, :, self.past] = k[:, :, 0], v[:, :, 0]
+        return keys[..., : self.past + 1], values[:, :, : self.past + 1]
 
     def _hides(self, window: int | None) -> Tensor:
-        """``[P, 1, 1, L]`` bool, tokens of the prompt that the next token of answers does not see.
+        """``[P, 1, 1, L]``, -inf for what the next token of answers does not see of its prompt.
 
         Computed once per token, not once per layer.
         """
-        if window not in self._hidden:
+        if window not in self._bias:
             sees = self.prompt_mask
             if window is not None:
                 place = sees.cumsum(1)
                 sees = sees & (place[:, -1:] + self.past + 1 - place < window)
-            self._hidden[window] = ~sees[:, None, None]
-        return self._hidden[window]
+            bias = torch.zeros(sees.shape, device=sees.device).masked_fill_(~sees, -torch.inf)
+            self._bias[window] = bias[:, None, None]
+        return self._bias[window]
+
+
+def _longer(kept: Tensor, axis: int, more: int) -> Tensor:
+    """``kept`` with place for ``more`` tokens along ``axis``."""
+    past = kept.shape[axis]
+    longer = kept.new_empty((*kept.shape[:axis], past + more, *kept.shape[axis + 1 :]))
+    longer.narrow(axis, 0, past).copy_(kept)
+    return longer
 
 
 class Groups:
@@ -418,7 +436,7 @@ def _sees(query: Tensor, key: Tensor, window: int | None) -> Tensor:
 
 def _gather(packed: Tensor, index: Tensor) -> Tensor:
     """``[rows, h, tokens, d]`` of packed ``[1, h, S, d]``."""
-    tokens = packed[0].transpose(0, 1)  # [S, h, d]
+    tokens = packed.squeeze(0).transpose(0, 1)  # [S, h, d]
     rows = tokens.index_select(0, index.flatten())
     return rows.view(*index.shape, *tokens.shape[1:]).transpose(1, 2)
 

@@ -138,8 +138,10 @@ class VLM(nn.Module):
         keep: KeysValues = {}
         layout, hidden, inputs = self._prompts(prompts, keep=keep)
         last = hidden[layout.prompt_index[:, -1]]
-        decoding = Decoding(keep, prompts.mask, prompts.rows, room=self.max_new_tokens)
-        positions = models.next_positions(inputs, prompts.mask)[prompts.rows].unsqueeze(1)
+        order = prompts.rows.argsort(stable=True)  # answers to one prompt are neighbours
+        rows = prompts.rows[order]
+        decoding = Decoding(keep, prompts.mask, rows, room=self.max_new_tokens)
+        positions = models.next_positions(inputs, prompts.mask)[rows].unsqueeze(1)
         positions = positions.expand(-1, inputs.positions.shape[2])
         head = self.head
 
@@ -152,20 +154,22 @@ class VLM(nn.Module):
             positions = positions + 1
             return head.logits(states)
 
-        logits = head.logits(last)[prompts.rows]
-        shape = (len(logits), self.max_new_tokens)
-        answers = generate(
-            logits,
-            step,
-            logits.new_zeros(shape)
-            if deterministic
-            else draw_uniform(shape, like=logits, generator=generator),
-            end_tokens=models.end_tokens(self.model, self.tokenizer),
-            top_k=self.top_k,
-            top_p=self.top_p,
-            stopped=self._stopped if self.stop else None,
-            greedy=deterministic,
-        )
+        logits = head.logits(last)[rows]
+        uniform = logits.new_zeros((len(rows), self.max_new_tokens))
+        if not deterministic:
+            uniform = draw_uniform(uniform.shape, like=logits, generator=generator)[order]
+        with torch.inference_mode():  # a step is hundreds of small operations
+            answers = generate(
+                logits,
+                step,
+                uniform,
+                end_tokens=models.end_tokens(self.model, self.tokenizer),
+                top_k=self.top_k,
+                top_p=self.top_p,
+                stopped=self._stopped if self.stop else None,
+                greedy=deterministic,
+            )
+        answers = answers.select(order.argsort())
         return self._output(answers, self._values(last, prompts.rows), likelihood=not deterministic)
 
     def log_prob(self, obs: TensorDict, actions: Tensor, replay: TensorDict) -> LogProbOutput:

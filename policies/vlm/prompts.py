@@ -184,15 +184,12 @@ def unique_prompts(arrays: dict[str, np.ndarray]) -> tuple[list[int], list[int],
     seen: dict[bytes, int] = {}
     rows, firsts = [], []
     for row in range(len(arrays["chat"])):
-        digest = hashlib.blake2b(digest_size=16)
-        for value in arrays.values():
-            digest.update(value[row].tobytes())
-        key = digest.digest()
-        if key not in seen:
-            seen[key] = len(seen)
+        content = b"".join(value[row].tobytes() for value in arrays.values())
+        if content not in seen:
+            seen[content] = len(seen)
             firsts.append(row)
-        rows.append(seen[key])
-    return rows, firsts, list(seen)
+        rows.append(seen[content])
+    return rows, firsts, [hashlib.blake2b(content, digest_size=16).digest() for content in seen]
 
 
 def read_chat(data: np.ndarray) -> list[dict[str, Any]]:

@@ -6,7 +6,8 @@ caps its logits at s), and p = softmax(z):
     log p(x) = z_x - log \sum_j e^{z_j}              d log p(x) / dz_j = [j = x] - p_j
     H = -\sum_j p_j log p_j                          dH / dz_j = -p_j (log p_j + H)
 
-The backward pass computes the logits of a chunk again. Logits and sums are float32 whatever the
+Log-probabilities of all words are kept for the backward pass where they are a single chunk; else,
+and with a cap, it computes the logits of a chunk again. Logits and sums are float32 whatever the
 precision of h and W: a bfloat16 logit between 16 and 32 would be wrong by up to 0.06.
 
 Axes: ``S`` positions, ``E`` hidden features, ``V`` words.
@@ -86,12 +87,16 @@ class _TokenLogProbs(torch.autograd.Function):
         head = Head(weight, temperature, cap)
         log_probs = torch.empty(len(hidden), dtype=torch.float32, device=hidden.device)
         entropy = torch.empty_like(log_probs)
+        kept: list[Tensor] = []
         for i in range(0, len(hidden), rows):
             part = slice(i, i + rows)
             log_p = torch.log_softmax(head.logits(hidden[part]), 1)
             log_probs[part] = log_p.gather(1, tokens[part].unsqueeze(1)).squeeze(1)
-            entropy[part] = -(log_p.exp() * log_p).sum(1)
-        ctx.save_for_backward(hidden, weight, tokens, entropy)
+            entropy[part] = log_p.exp().mul_(log_p).sum(1).neg_()
+            # the slope of a cap is not to be had from log p
+            if len(hidden) <= rows and not cap:
+                kept.append(log_p)
+        ctx.save_for_backward(hidden, weight, tokens, entropy, *kept)
         ctx.options = temperature, cap, rows
         ctx.set_materialize_grads(False)
         return log_probs, entropy
@@ -99,7 +104,7 @@ class _TokenLogProbs(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *gradients: Tensor | None) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
-        hidden, weight, tokens, entropy = ctx.saved_tensors
+        hidden, weight, tokens, entropy, *kept = ctx.saved_tensors
         temperature, cap, rows = ctx.options
         head = Head(weight, temperature, cap)
         by_hidden = torch.zeros_like(hidden) if ctx.needs_input_grad[0] else None
@@ -108,11 +113,13 @@ class _TokenLogProbs(torch.autograd.Function):
             by_weight = torch.zeros_like(weight, dtype=torch.float32)
         for i in range(0, len(hidden), rows):
             part = slice(i, i + rows)
-            logits = head.logits(hidden[part])
-            slope = _by_logits(logits, tokens[part], entropy[part], part, gradients)
+            logits = None if kept else head.logits(hidden[part])
+            log_p = kept[0] if logits is None else torch.log_softmax(logits, 1)
+            slope = _by_logits(log_p, tokens[part], entropy[part], part, gradients)
             if temperature != 1:
                 slope /= temperature
             if cap:
+                assert logits is not None
                 slope *= 1 - (logits * (temperature / cap)).square()
             slope = slope.to(hidden.dtype)
             if by_hidden is not None:
@@ -125,7 +132,7 @@ class _TokenLogProbs(torch.autograd.Function):
 
 
 def _by_logits(
-    logits: Tensor,
+    log_p: Tensor,
     tokens: Tensor,
     entropy: Tensor,
     part: slice,
@@ -133,13 +140,8 @@ def _by_logits(
 ) -> Tensor:
     """Gradient ``[S, V]`` with respect to the logits of a chunk."""
     by_log_prob, by_entropy = gradients
-    log_p = torch.log_softmax(logits, 1)
-    p = log_p.exp()
-    slope = torch.zeros_like(p)
-    if by_log_prob is not None:
-        outer = by_log_prob[part].unsqueeze(1)
-        slope = -outer * p
-        slope.scatter_add_(1, tokens.unsqueeze(1), outer)
+    outer = torch.zeros_like(entropy) if by_log_prob is None else by_log_prob[part]
+    outer = by_p = outer.unsqueeze(1)
     if by_entropy is not None:
-        slope -= by_entropy[part].unsqueeze(1) * p * (log_p + entropy.unsqueeze(1))
-    return slope
+        by_p = outer + by_entropy[part].unsqueeze(1) * (log_p + entropy.unsqueeze(1))
+    return log_p.exp().mul_(-by_p).scatter_add_(1, tokens.unsqueeze(1), outer)

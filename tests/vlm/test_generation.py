@@ -28,6 +28,17 @@ def test_a_word_without_probability_is_never_drawn():
     assert pick(logits, uniform).tolist() == [1, 3, 1, 3]
 
 
+@pytest.mark.parametrize(("options", "left"), [({"top_k": 3}, 3), ({"top_p": 1e-9}, 1)])
+def test_words_that_are_left_keep_their_odds(options, left):
+    log_p = logits_of(1).log_softmax(1).expand(20_000, -1)
+    uniform = torch.rand(20_000, generator=torch.Generator().manual_seed(1))
+    share = pick(log_p, uniform, **options).bincount(minlength=WORDS) / 20_000
+    best = log_p[0].topk(left).indices
+    assert float(share[best].sum()) == pytest.approx(1.0)
+    odds = torch.distributions.Categorical(logits=log_p[0, best]).probs
+    torch.testing.assert_close(share[best], odds, rtol=0, atol=0.01)
+
+
 @pytest.mark.parametrize("top_p", [0.05, 0.5, 0.9, 0.999])
 def test_top_p_keeps_the_smallest_set_that_is_probable_enough(top_p):
     logits = logits_of(12)

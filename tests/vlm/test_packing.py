@@ -45,11 +45,17 @@ def one_by_one(q, k, v, window, lengths=ANSWERS):
 
 
 @windows
-@pytest.mark.parametrize("lengths", [ANSWERS, torch.tensor([0, 6, 0, 1, 0, 2]), 0 * ANSWERS])
-def test_answers_see_their_prompt_and_themselves_and_so_do_gradients(window, lengths):
+@pytest.mark.parametrize("by_mask", [False, True])
+@pytest.mark.parametrize(
+    "lengths", [ANSWERS, torch.tensor([0, 6, 0, 1, 0, 2]), 0 * ANSWERS, 0 * ANSWERS + 4]
+)
+def test_answers_see_their_prompt_and_themselves_and_so_do_gradients(window, lengths, by_mask):
     q, k, v = drawn(lengths)
     layout = Packing(LAST, ROWS, lengths)
-    found = layout.attend(0, q, k, v, scale=SCALE, window=window)[0]
+    if by_mask:
+        found = layout.attend_by_mask(q, k, v, scale=SCALE, window=window)[0]
+    else:
+        found = layout.attend(0, q, k, v, scale=SCALE, window=window)[0]
     expected = one_by_one(q.double(), k.double(), v.double(), window, lengths)
     torch.testing.assert_close(found.double(), expected, atol=1e-6, rtol=1e-5)
     by = torch.randn(expected.shape, generator=generator(), dtype=torch.float64)
@@ -57,6 +63,25 @@ def test_answers_see_their_prompt_and_themselves_and_so_do_gradients(window, len
     gradients = torch.autograd.grad((found.double() * by).sum(), (q, k, v))
     for a, b in zip(gradients, wanted, strict=True):
         torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
+
+
+def test_blocks_of_prompts_are_seen_in_both_directions():
+    q, k, v = drawn()
+    blocks = torch.where(torch.arange(7) < 5, 0, -1) + 0 * PROMPTS.unsqueeze(1)
+    by = torch.randn((1, q.shape[2], HEADS, FEATURES), generator=generator())
+    found = {}
+    for kind, given in (("none", None), ("some", blocks)):
+        layout = Packing(LAST, ROWS, ANSWERS, blocks=given)
+        spans = layout.attend(0, q, k, v, scale=SCALE, window=None)
+        mask = layout.attend_by_mask(q, k, v, scale=SCALE, window=None)
+        gradients = [torch.autograd.grad((out * by).sum(), (q, k, v)) for out in (spans, mask)]
+        for a, b in zip((spans, *gradients[0]), (mask, *gradients[1]), strict=True):
+            torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
+        found[kind] = spans[0]
+    same = found["none"].isclose(found["some"], atol=1e-6).flatten(1).all(1)[: int(PROMPTS.sum())]
+    # of five, two and seven tokens the first three, none and five are in a block; its last one sees
+    # no more than it did
+    assert same.tolist() == [False] * 2 + [True] * 3 + [True] * 2 + [False] * 4 + [True] * 3
 
 
 def test_scores_that_would_overflow_stay_finite():
@@ -103,7 +128,7 @@ def test_room_for_answers_is_made_as_they_grow_and_never_more_than_they_may_need
     for _ in range(5):
         decoding.attend(0, q, k, v, scale=SCALE, window=None)
         decoding.advance()
-        rooms.append(decoding.kept[0][0].shape[2])
+        rooms.append(decoding.kept[0][1].shape[2])
     assert rooms == [2, 2, 4, 4, 5]
 
 

@@ -62,6 +62,17 @@ def test_logits_never_exceed_the_bound(monkeypatch):
     assert scoring.LOGITS_AT_ONCE <= 2**24
 
 
+@pytest.mark.parametrize(("at_once", "times"), [(POSITIONS * WORDS, 1), (POSITIONS * WORDS - 1, 2)])
+def test_logits_of_a_single_chunk_are_computed_once(monkeypatch, at_once, times):
+    hidden, weight, tokens, _ = inputs(torch.float32)
+    states, plain = [], Head.logits
+    monkeypatch.setattr(
+        Head, "logits", lambda self, part: states.append(len(part)) or plain(self, part)
+    )
+    token_log_probs(hidden, tokens, Head(weight), logits_at_once=at_once)[0].sum().backward()
+    assert sum(states) == times * POSITIONS
+
+
 def test_a_frozen_output_layer_gets_no_gradient():
     hidden, weight, tokens, _ = inputs(torch.float32)
     weight = weight.detach()
