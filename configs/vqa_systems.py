@@ -70,22 +70,20 @@ def _recipe(
     )
 
 
-PROGRAMS = 128
-"""Answers per update that are programs to be run: eight to each of 16 questions."""
-FEW: dict[str, Any] = {"group_size": 8, "learning_rate": 1e-4, "questions": 64}
-"""So few programs to imitate teach how one is written, not how to read a picture."""
+PROGRAMS: dict[str, Any] = {"group_size": 8, "learning_rate": 1e-4}
+"""Small steps: a program is long, and one wrong character ends it."""
 
 
-def _of_programs(config: TrainConfig) -> TrainConfig:
-    """For tasks that have no brief prompt, whose answers are programs."""
+def _of_programs(config: TrainConfig, *, rows: int) -> TrainConfig:
+    """For tasks that have no brief prompt, whose answers are programs: ``rows`` per update."""
     simulator = config.env.simulator.replace(prompt="full")
     assert config.imitation is not None
     return replace(
         config,
-        env=replace(config.env, simulator=simulator, num_envs=PROGRAMS),
+        env=replace(config.env, simulator=simulator, num_envs=rows),
         policy=config.policy.replace(alphabet=string.printable[:95] + "\n"),
         imitation=replace(config.imitation, batch_size=32),
-        total_env_steps=config.total_env_steps // ROWS * PROGRAMS,
+        total_env_steps=config.total_env_steps // ROWS * rows,
     )
 
 
@@ -106,17 +104,21 @@ def jigsaw_r1() -> TrainConfig:
 
 
 def cad_rl() -> TrainConfig:
-    """System 22, CAD-RL: the CadQuery program of a drawn tube, paid by the solid it builds."""
+    """System 22, CAD-RL: the CadQuery program of a drawn tube, paid by the solid it builds.
+
+    Two dozen programs to imitate teach how one is written, and little of how to read a drawing.
+    """
     config = _recipe(
         "vqa/cad_rl",
         "cad_code",
         knobs={"cad_code": {"kinds": ["tube"], "size": 56}},
         characters=96,
         imitation_steps=120,
-        updates=100,
-        **FEW,
+        questions=24,
+        updates=40,
+        **PROGRAMS,
     )
-    return _of_programs(config)
+    return _of_programs(config, rows=256)
 
 
 def cls_rl() -> TrainConfig:
@@ -180,10 +182,11 @@ def msrl() -> TrainConfig:
         knobs={"chart_to_code": chart},
         characters=200,
         imitation_steps=200,
+        questions=64,
         updates=50,
-        **FEW,
+        **PROGRAMS,
     )
-    return _of_programs(config)
+    return _of_programs(config, rows=128)
 
 
 def r1_reward() -> TrainConfig:
@@ -294,7 +297,10 @@ def affordance_r1() -> TrainConfig:
 
 
 def mixed_r1() -> TrainConfig:
-    """System 67, Mixed-R1: four kinds of tasks in one batch, each with its own reward."""
+    """System 67, Mixed-R1: four kinds of tasks in one batch, each with its own reward.
+
+    A brief prompt must tell which task it is of: ``position`` asks what ``shapes_ground`` asks.
+    """
     return _recipe(
         "vqa/mixed_r1",
         "shapes_vqa",
@@ -302,14 +308,16 @@ def mixed_r1() -> TrainConfig:
         "digits",
         "retrieval_embed",
         knobs={
-            "shapes_vqa": {"kinds": ["position"], "max_count": 2, **SHAPES},
+            "shapes_vqa": {"kinds": ["colour"], "max_count": 2, **SHAPES},
             "shapes_ground": SHAPES,
             "digits": {"shots": 0},
             "retrieval_embed": {"size": 28, "num_candidates": 20},
         },
         characters=72,
+        answer_bytes=128,
         imitation_steps=300,
         updates=40,
+        **SLOW,
     )
 
 
