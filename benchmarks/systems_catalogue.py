@@ -597,7 +597,10 @@ MIXED = System(
             above=-0.02,
         )
         for task in FOUR
-    ),
+    )
+    + tuple(Rule(says=f"{task}, joint", of=f"joint:{task}", report=True) for task in FOUR),
+    questions=1000,
+    note="400 steps of imitation, then 40 updates; a quarter of the questions are of each task.",
 )
 
 RETRIEVAL = System(

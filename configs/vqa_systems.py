@@ -315,7 +315,7 @@ def mixed_r1() -> TrainConfig:
         },
         characters=72,
         answer_bytes=128,
-        imitation_steps=300,
+        imitation_steps=400,
         updates=40,
         **SLOW,
     )
