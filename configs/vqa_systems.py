@@ -70,18 +70,18 @@ def _recipe(
     )
 
 
-PROGRAMS: dict[str, Any] = {"group_size": 8, "learning_rate": 1e-4}
-"""Small steps: a program is long, and one wrong character ends it."""
-
-
 def _of_programs(config: TrainConfig, *, rows: int) -> TrainConfig:
-    """For tasks that have no brief prompt, whose answers are programs: ``rows`` per update."""
+    """For tasks that have no brief prompt, whose answers are programs: ``rows`` per update.
+
+    A program is long and one wrong character ends it: 128 of them per gradient step.
+    """
     simulator = config.env.simulator.replace(prompt="full")
     assert config.imitation is not None
     return replace(
         config,
         env=replace(config.env, simulator=simulator, num_envs=rows),
         policy=config.policy.replace(alphabet=string.printable[:95] + "\n"),
+        algorithm=config.algorithm.replace(num_minibatches=rows // 128),
         imitation=replace(config.imitation, batch_size=32),
         total_env_steps=config.total_env_steps // ROWS * rows,
     )
@@ -116,7 +116,8 @@ def cad_rl() -> TrainConfig:
         imitation_steps=120,
         questions=24,
         updates=40,
-        **PROGRAMS,
+        group_size=8,
+        learning_rate=1e-4,
     )
     return _of_programs(config, rows=256)
 
@@ -181,10 +182,11 @@ def msrl() -> TrainConfig:
         "chart_to_code",
         knobs={"chart_to_code": chart},
         characters=200,
-        imitation_steps=200,
-        questions=64,
-        updates=50,
-        **PROGRAMS,
+        imitation_steps=180,
+        questions=256,
+        updates=8,
+        group_size=8,
+        learning_rate=5e-5,
     )
     return _of_programs(config, rows=128)
 
