@@ -432,10 +432,10 @@ MSRL = System(
         Rule(says="picture after imitation", of="sft:looks", report=True),
     ),
     questions=100,
-    note="Bars alone, two of them, 256 charts to imitate; the program is the short one of the task. "
-    "8 updates of 128 programs per stage, drawn at temperature 0.6: too few, after imitation that "
-    "is too good, for either reward to move anything. What the programs take themselves, more than "
-    "half of it all, is not in the seconds.",
+    note="Bars alone, two of them, 256 charts to imitate; the program is the short one of the "
+    "task. 8 updates of 128 programs per stage, drawn at temperature 0.6: too few, after imitation "
+    "that is too good, for either reward to move anything. What the programs take themselves, more "
+    "than the updates around them, is not in the seconds.",
 )
 
 JUDGE = System(
