@@ -50,7 +50,6 @@ from embodied_rl.trainer import train
 from embodied_rl.types import TensorDict
 
 RECORDS, PAGE, FRAGMENTS = Path("docs/systems.jsonl"), Path("docs/systems.md"), Path("docs/systems")
-QUESTIONS = 200
 MIN_SEEDS = 3
 """Fewer say nothing."""
 LEVELS = 35
@@ -91,7 +90,7 @@ class Case:
     def settings(self) -> str:
         """A hash of everything that the figures depend on but the code."""
         parts = [[to_plain(config) for config in self.configs], self.views, self.system.metrics]
-        return digest([parts, QUESTIONS])
+        return digest([parts, self.system.questions])
 
 
 def digest(data: Any) -> str:
@@ -113,7 +112,7 @@ def run_case(case: Case, *, runs: Path) -> dict[str, Any]:
         "variant": case.variant.name,
         "seed": case.seed,
         "settings": case.settings,
-        "questions": QUESTIONS,
+        "questions": case.system.questions,
         "values": {name: values for name, (values, _) in asked.items()},
         "tokens": {name: tokens for name, (_, tokens) in asked.items()},
         "cpu_s": round(cpu, 1),
@@ -140,11 +139,12 @@ def ask(case: Case, folder: str, options: Mapping[str, Any]) -> tuple[dict[str, 
     changes = {**options, **({"split": "train"} if tuning else {})}
     blank, sampled = changes.pop("blank", False), changes.pop("sampled", False)
     env_config = replace(config.env, simulator=config.env.simulator.replace(**changes))
-    env = build_env(env_config, seed=0, autoreset=False, num_envs=QUESTIONS, group_size=1)
+    number = case.system.questions
+    env = build_env(env_config, seed=0, autoreset=False, num_envs=number, group_size=1)
     assert isinstance(env, SimulatorVectorEnv)
     simulator: Any = env.simulator
     count = len(env.task_names)
-    rows = torch.arange(QUESTIONS)
+    rows = torch.arange(number)
     seeds = SPLIT_RANGES["tune" if tuning else "test"] + rows // count
     obs: TensorDict = start(env, task_ids=rows % count, episode_seeds=seeds).obs
     if blank:
@@ -256,11 +256,12 @@ HEAD = """# Systems
 Written by `python -m benchmarks.systems --write` from `systems.jsonl`. One row per published system
 with its mechanism here, the honest test of it and what was measured. Policies of 0.5 to 1.5 M
 parameters (`picture_generator`) with random weights that imitate a few hundred steps and are then
-trained by reinforcement; 200 held-out questions, answered greedily; mean over seeds and questions
-with a 95 % interval that resamples both (`benchmarks/systems.py` says how). *pass*: every bound
-lies outside its interval on the right side; *fail*: one lies on the wrong side; *null*: one
-interval holds its bound. Figures of such policies say whether a mechanism does what it should, not
-how well it does in large models. Tests named here are in `tests/numerics` and `tests/conformance`.
+trained by reinforcement; 200 held-out questions, or as many as the row says, answered greedily;
+mean over seeds and questions with a 95 % interval that resamples both (`benchmarks/systems.py` says
+how). *pass*: every bound lies outside its interval on the right side; *fail*: one lies on the wrong
+side; *null*: one interval holds its bound. Figures of such policies say whether a mechanism does
+what it should, not how well it does in large models. Tests named here are in `tests/numerics` and
+`tests/conformance`.
 
 | no. | system | components | command | honest test and figures | verdict | CPU s |
 |---|---|---|---|---|---|---|
@@ -276,13 +277,14 @@ def row(system: System, records: Sequence[Mapping[str, Any]]) -> str:
     seconds = sum(r["cpu_s"] for r in mine if r["seed"] < FIRST_TUNING_SEED)
     verdict = verdict_of([one for one, _ in judged]) if system.rules else "not run"
     measured = "; ".join(words for _, words in judged) + "." if mine else ""
+    asked = "" if system.questions == System.questions else f"{system.questions} questions."
     given = " ".join(map(str, seeds or (0, 1, 2)))
     cells = (
         str(system.number),
         f"{system.title} (`{system.recipe}`)",
         ", ".join(f"`{name}`" for name in system.components),
         f"`python -m benchmarks.systems {system.number} --seeds {given}`",
-        " ".join(filter(None, (system.test, measured, system.note.strip()))),
+        " ".join(filter(None, (system.test, asked, measured, system.note.strip()))),
         verdict,
         f"{seconds:.0f}",
     )

@@ -70,22 +70,20 @@ def _recipe(
     )
 
 
-PROGRAMS = 128
-"""Answers per update that are programs to be run: eight to each of 16 questions."""
-FEW: dict[str, Any] = {"group_size": 8, "learning_rate": 1e-4, "questions": 64}
-"""So few programs to imitate teach how one is written, not how to read a picture."""
+def _of_programs(config: TrainConfig, *, rows: int) -> TrainConfig:
+    """For tasks that have no brief prompt, whose answers are programs: ``rows`` per update.
 
-
-def _of_programs(config: TrainConfig) -> TrainConfig:
-    """For tasks that have no brief prompt, whose answers are programs."""
+    A program is long and one wrong character ends it: 128 of them per gradient step.
+    """
     simulator = config.env.simulator.replace(prompt="full")
     assert config.imitation is not None
     return replace(
         config,
-        env=replace(config.env, simulator=simulator, num_envs=PROGRAMS),
+        env=replace(config.env, simulator=simulator, num_envs=rows),
         policy=config.policy.replace(alphabet=string.printable[:95] + "\n"),
+        algorithm=config.algorithm.replace(num_minibatches=rows // 128),
         imitation=replace(config.imitation, batch_size=32),
-        total_env_steps=config.total_env_steps // ROWS * PROGRAMS,
+        total_env_steps=config.total_env_steps // ROWS * rows,
     )
 
 
@@ -106,17 +104,22 @@ def jigsaw_r1() -> TrainConfig:
 
 
 def cad_rl() -> TrainConfig:
-    """System 22, CAD-RL: the CadQuery program of a drawn tube, paid by the solid it builds."""
+    """System 22, CAD-RL: the CadQuery program of a drawn tube, paid by the solid it builds.
+
+    Two dozen programs to imitate teach how one is written, and little of how to read a drawing.
+    """
     config = _recipe(
         "vqa/cad_rl",
         "cad_code",
         knobs={"cad_code": {"kinds": ["tube"], "size": 56}},
         characters=96,
         imitation_steps=120,
-        updates=100,
-        **FEW,
+        questions=24,
+        updates=40,
+        group_size=8,
+        learning_rate=1e-4,
     )
-    return _of_programs(config)
+    return _of_programs(config, rows=256)
 
 
 def cls_rl() -> TrainConfig:
@@ -179,11 +182,13 @@ def msrl() -> TrainConfig:
         "chart_to_code",
         knobs={"chart_to_code": chart},
         characters=200,
-        imitation_steps=200,
-        updates=50,
-        **FEW,
+        imitation_steps=180,
+        questions=256,
+        updates=8,
+        group_size=8,
+        learning_rate=5e-5,
     )
-    return _of_programs(config)
+    return _of_programs(config, rows=128)
 
 
 def r1_reward() -> TrainConfig:
@@ -294,7 +299,10 @@ def affordance_r1() -> TrainConfig:
 
 
 def mixed_r1() -> TrainConfig:
-    """System 67, Mixed-R1: four kinds of tasks in one batch, each with its own reward."""
+    """System 67, Mixed-R1: four kinds of tasks in one batch, each with its own reward.
+
+    A brief prompt must tell which task it is of: ``position`` asks what ``shapes_ground`` asks.
+    """
     return _recipe(
         "vqa/mixed_r1",
         "shapes_vqa",
@@ -302,14 +310,16 @@ def mixed_r1() -> TrainConfig:
         "digits",
         "retrieval_embed",
         knobs={
-            "shapes_vqa": {"kinds": ["position"], "max_count": 2, **SHAPES},
+            "shapes_vqa": {"kinds": ["colour"], "max_count": 2, **SHAPES},
             "shapes_ground": SHAPES,
             "digits": {"shots": 0},
             "retrieval_embed": {"size": 28, "num_candidates": 20},
         },
         characters=72,
-        imitation_steps=300,
+        answer_bytes=128,
+        imitation_steps=400,
         updates=40,
+        **SLOW,
     )
 
 

@@ -85,6 +85,8 @@ class StringGenerator(nn.Module):
             drawn = logits.argmax(1) if deterministic else draw_tokens(logits, uniform[:, place])
             tokens[:, place] = torch.where(running, drawn, END)
             running &= drawn != END
+            if not running.any():
+                break
             last = tokens[:, place : place + 1]
         actions = self.alphabet.to_bytes(tokens, width=self.spec.text_bytes)
         values = self._value(prompt, memory)
@@ -141,14 +143,25 @@ class StringGenerator(nn.Module):
     def _score(
         self, prompt: Tensor, memory: Any, tokens: Tensor, lengths: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """(log-probabilities, entropies) ``[B, U]``, 0 after the end."""
+        """(log-probabilities, entropies) ``[B, U]``, 0 after the end.
+
+        Nothing is computed after the end of the longest answer, unless a compiled program asks,
+        whose shapes may not depend on data.
+        """
+        padded = tokens.shape[1]
+        if not torch.compiler.is_compiling():
+            tokens = tokens[:, : max(int(lengths.max()), 1)]
         before = torch.cat([torch.full_like(tokens[:, :1], self.start), tokens[:, :-1]], 1)
         hidden, _ = self.writer(self.token_embedding(before), prompt)
         log_p = torch.log_softmax(self.head(self._look(hidden, memory)) / self.temperature, -1)
         chosen = log_p.gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
         entropy = -(log_p.exp() * log_p).sum(-1)
         real = self._real(tokens, lengths)
-        return chosen.masked_fill(~real, 0.0), entropy.masked_fill(~real, 0.0)
+        rest = (0, padded - tokens.shape[1])
+        return (
+            nn.functional.pad(chosen.masked_fill(~real, 0.0), rest),
+            nn.functional.pad(entropy.masked_fill(~real, 0.0), rest),
+        )
 
     def _look(self, hidden: Tensor, memory: Any) -> Tensor:
         """``[B, U, E]`` for the head, from the writer's states."""

@@ -12,6 +12,7 @@ Before that it leaves all that it shares with this process, and becomes what a p
 
 import atexit
 import gc
+import importlib
 import importlib.util
 import json
 import os
@@ -46,6 +47,8 @@ def warm_up(first_use: str) -> None:
     if sys.platform == "linux":
         threads = len(os.listdir("/proc/self/task"))
         assert threads == 1, f"{threads} threads live on after the first use"
+    if "numpy" in sys.modules:
+        importlib.import_module("numpy.random")  # NumPy leaves that to the first use
     gc.collect()
     gc.freeze()  # memory that the collector does not touch stays shared
 

@@ -204,21 +204,25 @@ def _crossings(mesh: Mesh, xs: Array, ys: Array) -> tuple[Integers, Array, Integ
     sides = last - first
     area = _cross(corners[:, 1, :2] - corners[:, 0, :2], corners[:, 2, :2] - corners[:, 0, :2])
     counts = sides.prod(1) * (area != 0)
+    # From corner k to the next one, per area: what is left of an edge is the share opposite to it.
+    along = (corners[:, (1, 2, 0), :2] - corners[..., :2]) / np.where(area, area, 1)[:, None, None]
+    edges = [(along[:, k, 0], along[:, k, 1]) for k in range(3)]
     parts = []
     for rows in _chunks(counts):
         of = np.repeat(rows, counts[rows])
         within = np.arange(len(of)) - np.repeat(counts[rows].cumsum() - counts[rows], counts[rows])
         i, j = first[of, 0] + within // sides[of, 1], first[of, 1] + within % sides[of, 1]
-        points = np.stack([xs[i], ys[j]], 1)
-        a, b, c = np.moveaxis(corners[of], 1, 0)
+        x, y = xs[i], ys[j]
         # Barycentric coordinates: shares of the three corners, all positive inside.
-        shares = [_cross(q[:, :2] - p[:, :2], points - p[:, :2]) for p, q in ((b, c), (c, a))]
-        shares = np.stack(shares, 1) / area[of, None]
-        shares = np.concatenate([shares, 1 - shares.sum(1, keepdims=True)], 1)
-        hit = (shares > 0).all(1)
-        heights = (shares * np.stack([a[:, 2], b[:, 2], c[:, 2]], 1)).sum(1)
-        signs = np.where(area[of] > 0, -1, 1)
-        parts.append(((i * len(ys) + j)[hit], heights[hit], signs[hit]))
+        shares = [
+            dx[of] * (y - corners[of, k, 1]) - dy[of] * (x - corners[of, k, 0])
+            for k, (dx, dy) in ((1, edges[1]), (2, edges[2]))
+        ]
+        shares.append(1 - shares[0] - shares[1])
+        hit = (shares[0] > 0) & (shares[1] > 0) & (shares[2] > 0)
+        of = of[hit]
+        heights = sum(share[hit] * corners[of, k, 2] for k, share in enumerate(shares))
+        parts.append((i[hit] * len(ys) + j[hit], heights, np.where(area[of] > 0, -1, 1)))
     lines, heights, signs = (np.concatenate([part[k] for part in parts]) for k in range(3))
     balance = np.bincount(lines, signs, len(xs) * len(ys))
     closed = balance[lines] == 0

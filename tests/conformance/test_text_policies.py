@@ -85,6 +85,32 @@ def test_the_same_generator_gives_the_same_sample_and_another_one_another(name):
     assert greedy.log_probs is None and torch.equal(greedy.actions[0], greedy.actions[2])
 
 
+@pytest.mark.parametrize("name", ["picture_generator", "string_generator"])
+def test_nothing_is_computed_after_the_longest_answer(name, monkeypatch):
+    policy, widths = make(name), []
+    answers = torch.zeros(6, ANSWER, dtype=torch.uint8)
+    answers[:, 0], answers[2, :2] = ord("a"), torch.tensor([ord("b"), ord("1")])
+    replay = {
+        "tokens": policy.alphabet.to_tokens(answers, length=ANSWER),
+        "num_tokens": torch.tensor([2, 2, 3, 2, 2, 2]),
+    }
+    full = {**replay, "num_tokens": torch.tensor([12, 2, 3, 2, 2, 2])}
+    write = policy.writer.forward
+    monkeypatch.setattr(
+        policy.writer, "forward", lambda x, state: widths.append(x.shape[1]) or write(x, state)
+    )
+    short, long = (policy.log_prob(OBS, answers, given) for given in (replay, full))
+    assert widths == [3, 12] and short.log_probs.shape == long.log_probs.shape == (6, ANSWER)
+    torch.testing.assert_close(short.log_probs[1:], long.log_probs[1:])
+    torch.testing.assert_close(short.entropy[1:], long.entropy[1:])
+    assert (short.log_probs[:, 3:] == 0).all() and (short.entropy[:, 3:] == 0).all()
+    with torch.no_grad():
+        policy.head.bias[0] = 50.0  # whoever writes ends at once
+    widths.clear()
+    assert not policy.sample(OBS, generator=generator()).actions.any()
+    assert widths == [1, 1]
+
+
 @every_policy
 def test_permuting_rows_and_noise_permutes_the_sample(name, monkeypatch):
     policy, order = make(name), torch.tensor([3, 0, 5, 1, 4, 2])

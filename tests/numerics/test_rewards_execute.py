@@ -556,6 +556,10 @@ def warm_pid(library: str) -> int:
     return warm._PROCESSES[library, True].process.pid
 
 
+def test_a_fork_need_not_import_what_it_seeds(warm_pid: int) -> None:
+    assert "/numpy/random/" in Path(f"/proc/{warm_pid}/maps").read_text()
+
+
 def test_neither_a_program_nor_its_inputs_enter_the_warm_process(warm_pid: int) -> None:
     told, mark = f"{time.time_ns()}", "never in its memory "
     code = f"print({(mark + told)!r}); import time; time.sleep(0.2)"

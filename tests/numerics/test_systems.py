@@ -168,13 +168,21 @@ def test_a_view_may_be_drawn_and_not_greedy(tmp_path, monkeypatch):
             actions = torch.zeros(len(obs["chat"]), 8, dtype=torch.uint8)
             return PolicyOutput(actions=actions, values=torch.zeros(len(actions)))
 
-    case = Case(SYSTEMS[0], SYSTEMS[0].variants[0], 3)
+    case = Case(replace(SYSTEMS[0], questions=4), SYSTEMS[0].variants[0], 3)
     monkeypatch.setattr(systems, "load_policy", lambda folder: (Parrot(), case.configs[0], {}))
-    monkeypatch.setattr(systems, "QUESTIONS", 4)
     options = dict(case.views[""])
     greedy, drawn = (systems.ask(case, "", {**options, **more}) for more in ({}, SAMPLED))
     assert [deterministic for deterministic, _ in said] == [True, False]
     assert greedy == drawn == ({"right": "0000", "place": "0000"}, 1.0)
+
+
+def test_a_system_may_ask_more_questions_and_the_page_says_so():
+    system = SYSTEMS[0]
+    more = replace(system, questions=1000)
+    cases = [Case(one, one.variants[0], 3) for one in (system, more)]
+    assert cases[0].settings != cases[1].settings
+    rows = [systems.row(one, []) for one in (system, more)]
+    assert ["1000 questions." in row for row in rows] == [False, True]
 
 
 def test_a_case_is_run_once_and_shares_its_first_stages(tmp_path, monkeypatch):
