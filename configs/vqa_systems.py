@@ -166,7 +166,7 @@ def timemaster() -> TrainConfig:
         characters=64,
         imitation_steps=80,
         questions=20000,
-        updates=60,
+        updates=120,
         **SLOW,
     )
 
