@@ -185,19 +185,22 @@ class Figures:
     system: System
     records: Sequence[Mapping[str, Any]]
 
-    def table(self, place: str) -> Array | None:
-        """``[S, Q]`` of ``variant:metric`` or ``variant:metric@view``; None if not run.
+    def seeds(self, rule: Rule) -> list[int]:
+        """Seeds with which all was run that a rule compares, so that differences are paired."""
+        variants = [split_place(place)[0] for place in (rule.of, rule.minus) if place]
+        ran = [{r["seed"] for r in self.records if r["variant"] == name} for name in variants]
+        return sorted(seed for seed in set.intersection(*ran) if seed < FIRST_TUNING_SEED)
+
+    def table(self, place: str, seeds: Sequence[int]) -> Array:
+        """``[S, Q]`` of ``variant:metric`` or ``variant:metric@view``.
 
         ``tokens`` is a metric too, with one value per seed.
         """
         variant, metric, view = split_place(place)
         found = {r["seed"]: r for r in self.records if r["variant"] == variant}
-        chosen = [found[seed] for seed in sorted(found) if seed < FIRST_TUNING_SEED]
-        if not chosen:
-            return None
         if metric == "tokens":
-            return np.array([[record["tokens"][view]] for record in chosen])
-        return np.array([as_values(record["values"][view][metric]) for record in chosen])
+            return np.array([[found[seed]["tokens"][view]] for seed in seeds])
+        return np.array([as_values(found[seed]["values"][view][metric]) for seed in seeds])
 
 
 def split_place(place: str) -> tuple[str, str, str]:
@@ -223,15 +226,14 @@ def interval(table: Array, *, resamples: int = 4000) -> tuple[float, float, floa
 
 def judge(rule: Rule, figures: Figures) -> tuple[str, str]:
     """(verdict, figure in words) of a rule."""
-    first = figures.table(rule.of)
-    second = figures.table(rule.minus) if rule.minus else None
-    given = [first, second] if rule.minus else [first]
-    counts = [0 if table is None else len(table) for table in given]
-    if first is None or min(counts) < MIN_SEEDS:
+    seeds = figures.seeds(rule)
+    if len(seeds) < MIN_SEEDS:
         return "not run", f"{rule.says}: not run"
-    if second is not None:
-        seeds, questions = np.minimum(first.shape, second.shape)
-        first = first[:seeds, :questions] - rule.times * second[:seeds, :questions]
+    first = figures.table(rule.of, seeds)
+    if rule.minus:
+        second = figures.table(rule.minus, seeds)
+        questions = min(first.shape[1], second.shape[1])
+        first = first[:, :questions] - rule.times * second[:, :questions]
     mean, low, high = interval(first)
     verdict = "pass" if low > rule.above else "fail" if high < rule.above else "null"
     if rule.report:
@@ -273,8 +275,8 @@ def row(system: System, records: Sequence[Mapping[str, Any]]) -> str:
     mine = current(system, records)
     figures = Figures(system, mine)
     judged = [judge(rule, figures) for rule in system.rules]
-    seeds = sorted({r["seed"] for r in mine if r["seed"] < FIRST_TUNING_SEED})
-    seconds = sum(r["cpu_s"] for r in mine if r["seed"] < FIRST_TUNING_SEED)
+    seeds = sorted({seed for rule in system.rules for seed in figures.seeds(rule)})
+    seconds = sum(r["cpu_s"] for r in mine if r["seed"] in seeds)
     verdict = verdict_of([one for one, _ in judged]) if system.rules else "not run"
     measured = "; ".join(words for _, words in judged) + "." if mine else ""
     asked = "" if system.questions == System.questions else f"{system.questions} questions."
@@ -336,7 +338,8 @@ def main() -> None:
     for system in systems:
         run_system(system, options, records)
         for rule in system.rules:
-            print("   ", judge(rule, Figures(system, current(system, records)))[1])
+            figures = Figures(system, current(system, records))
+            print("   ", judge(rule, figures)[1])
 
 
 def run_system(system: System, options: argparse.Namespace, records: list[dict[str, Any]]) -> None:

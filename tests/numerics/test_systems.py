@@ -17,15 +17,14 @@ from embodied_rl.envs.vqa.env import reference_text
 from embodied_rl.types import PolicyOutput, Question
 
 
-class Tables:
-    """Figures whose tables are given."""
-
-    def __init__(self, **tables):
-        self.tables = tables
-
-    def table(self, place):
-        found = self.tables.get(place)
-        return None if found is None else np.array(found, float)
+def figures_of(**variants) -> systems.Figures:
+    """Of values 0 or 1 of the metric ``m``, by variant and seed."""
+    records = [
+        {"variant": name, "seed": seed, "values": {"": {"m": "".join(map(as_digit, values))}}}
+        for name, runs in variants.items()
+        for seed, values in runs.items()
+    ]
+    return systems.Figures(SYSTEMS[0], records)
 
 
 def test_values_survive_being_written_as_digits():
@@ -54,8 +53,8 @@ def test_the_interval_is_as_wide_as_the_seeds_are_apart():
 
 
 def test_rules_pass_fail_or_leave_it_open():
-    sure, half = [[1.0] * 50] * 3, [[0.0, 1.0] * 25] * 3
-    figures: Any = Tables(**{"a:m": sure, "b:m": half, "d:m": half[:2]})
+    sure, half = dict.fromkeys(range(3), [1.0] * 50), dict.fromkeys(range(3), [0.0, 1.0] * 25)
+    figures = figures_of(a=sure, b=half, d={0: half[0], 1: half[1]})
     assert judge(Rule(says="", of="a:m", above=0.9), figures)[0] == "pass"
     assert judge(Rule(says="", of="b:m", above=0.9), figures)[0] == "fail"
     assert judge(Rule(says="", of="b:m", above=0.5), figures)[0] == "null"
@@ -68,6 +67,17 @@ def test_rules_pass_fail_or_leave_it_open():
         "reported",
         judge(Rule(says="x", of="b:m"), figures)[1].partition(" (above")[0],
     )
+
+
+def test_a_difference_is_of_seeds_that_both_ran_with():
+    seeds = (2, 3, 5)
+    few = {seed: [1.0] * 50 for seed in seeds} | {11: [0.0] * 50}
+    more = {seed: [0.0 if seed in seeds else 1.0] * 50 for seed in (0, 1, *seeds, 9, 11)}
+    figures = figures_of(a=few, b=more)
+    rule = Rule(says="x", of="a:m", minus="b:m", above=0.5)
+    assert figures.seeds(rule) == [2, 3, 5]  # from 10 on seeds are for tuning
+    assert judge(rule, figures) == ("pass", "x 1.000 [1.000, 1.000] (above 0.5: pass)")
+    assert figures.seeds(Rule(says="", of="b:m")) == [0, 1, 2, 3, 5, 9]
 
 
 def test_the_worst_rule_decides_and_what_is_only_reported_does_not():
@@ -206,7 +216,6 @@ def test_a_case_is_run_once_and_shares_its_first_stages(tmp_path, monkeypatch):
     systems.run_system(other, options, list(records))
     assert len(trained) == 2 and len(options.records.read_text().splitlines()) == 4
     figures = systems.Figures(system, systems.current(system, records))
-    rates, lengths = figures.table("rl 2x2:right"), figures.table("rl 2x2:tokens@blank")
-    assert rates is not None and rates.tolist() == [[1.0, 0.0]]
-    assert lengths is not None and lengths.tolist() == [[2.0]]
-    assert figures.table("rl 2x1:right") is None
+    assert figures.table("rl 2x2:right", [3]).tolist() == [[1.0, 0.0]]
+    assert figures.table("rl 2x2:tokens@blank", [3]).tolist() == [[2.0]]
+    assert figures.seeds(Rule(says="", of="rl 2x1:right")) == []
