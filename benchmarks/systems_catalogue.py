@@ -610,7 +610,7 @@ MIXED = System(
     questions=1000,
     note="400 steps of imitation, then 40 updates; a quarter of the questions are of each task. "
     "In no arm does the reward rise much in the 40 updates: the arms differ by imitation, where "
-    "digits lose by the company and the other tasks do not.",
+    "digits lose by the company and no other task is seen to.",
 )
 
 RETRIEVAL = System(
