@@ -80,6 +80,7 @@ SAMPLERS = ("uniform", "vade_thompson", "vas_mixed")
 GREY = json.dumps({"parts": parts(split="train", pictures="blank")})
 UNSEEN = json.dumps({"parts": parts(split="heldout")})
 """Options of the mixture: grey pictures; pairs of colour and shape that training never shows."""
+MODES = ("sampled", "greedy")
 EPISODE_BY_EPISODE = ("libero", "mixed")
 """Groups whose records keep every single success."""
 
@@ -302,7 +303,7 @@ def paired_table(group: str) -> str:
     ]
     for runs in by_command(group).values():
         tasks = list(runs[0]["evaluations"][0]["per_task"])
-        for task, mode in itertools.product(tasks, ("sampled", "greedy")):
+        for task, mode in itertools.product(tasks, MODES):
             before, after = (successes(runs, label, mode, task) for label in ("sft", "rl"))
             seeds = zip(before.mean(1), after.mean(1), strict=True)
             mean, low, high = (100 * value for value in interval(after - before))

@@ -14,6 +14,7 @@ from embodied_rl.build import build_env, build_policy, policy_spec
 from embodied_rl.config import ConfigError, EnvConfig, component, evaluation_env
 from embodied_rl.demonstrations import load_demonstrations
 from embodied_rl.envs import make_env
+from embodied_rl.evaluate import SPLIT_RANGES
 from embodied_rl.flow import FlowConfig
 from embodied_rl.policies import make_policy
 from embodied_rl.registry import registry
@@ -285,11 +286,18 @@ def test_the_recipe_trains_both_heads_and_evaluates_both_tasks(tmp_path: Path) -
     session.logger.close()
 
 
-def test_the_evaluation_asks_questions_of_the_kinds_that_are_trained(tmp_path: Path) -> None:
+def test_the_evaluation_asks_new_questions_of_the_kinds_that_are_trained(tmp_path: Path) -> None:
     config = recipe(tmp_path)
-    assert evaluation_env(config).simulator == config.env.simulator
-    env = build_env(config.env, seed=0, autoreset=False)
-    policy = build_policy(config, policy_spec(env, config.env))
-    rollout = rollouts.collect(env, policy, rollouts.start(env), generator=generator())
+    obs, _, _ = load_demonstrations(config, tmp_path)
+    imitated = {row.numpy().tobytes() for row in obs["images"][obs["chat"][:, 0] != 0]}
+    env = build_env(evaluation_env(config), seed=0, autoreset=False, num_envs=30, group_size=1)
+    seeds = SPLIT_RANGES["test"] + torch.arange(30)
+    asked = rollouts.start(env, task_ids=torch.ones(30, dtype=torch.int64), episode_seeds=seeds).obs
+    new = {row.numpy().tobytes() for row in asked["images"]}
+    assert bool((asked["chat"][:, 0] != 0).all()) and len(new) > 20 and not new & imitated
+    train = build_env(config.env, seed=0, autoreset=False)
+    assert evaluation_env(config).simulator == config.env.simulator  # no pairs held out
+    policy = build_policy(config, policy_spec(train, config.env))
+    rollout = rollouts.collect(train, policy, rollouts.start(train), generator=generator())
     lengths = rollout.valid.sum(0)
-    assert bool((lengths[env.task_ids == 1] == 1).all())
+    assert bool((lengths[train.task_ids == 1] == 1).all())
